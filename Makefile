@@ -1,0 +1,55 @@
+# Everything runs in an environment of its own, made from requirements.lock on first use and renewed
+# when that file or pyproject.toml changes. It needs Python 3.11 or newer, and the network once.
+#
+#   make demo ARGS="--seeds 3"           passes options to the experiment
+#   make test PYTEST_ARGS="-k krum"      passes options to pytest
+#   make test PYTHON=/path/to/python3.12 chooses the interpreter of a new environment
+
+VENV ?= .venv
+PYTHON ?= python3.13 python3.12 python3.11 python3 python
+PYTEST_ARGS ?= -n 2
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: $(READY)  ## reproduce Table 2e of Fang et al. (2020) on its real data, offline
+	$(RUN) experiments/fang_table2.py --table 2e $(ARGS)
+
+test: $(READY)  ## run the tests
+	$(RUN) -m pytest -q $(PYTEST_ARGS)
+
+lint: $(READY)  ## check lint, format and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: $(READY)  ## fix what ruff can fix, and format
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean:  ## remove .venv, caches and build output; results stay
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment that is there already, whatever made it, is kept if its Python is new enough.
+$(READY): requirements.lock pyproject.toml
+	@new_enough='import sys; sys.exit(sys.version_info < (3, 11))'; \
+	$(RUN) -c "$$new_enough" 2>/dev/null && exit; \
+	for python in $(PYTHON); do \
+	  if $$python -c "$$new_enough" 2>/dev/null; then \
+	    echo "making $(VENV) with $$($$python --version)"; \
+	    exec $$python -m venv --clear "$(VENV)"; \
+	  fi; \
+	done; \
+	echo "fedjax_robust needs Python 3.11 or newer; none among: $(PYTHON)." >&2; \
+	echo "Install one, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
+	exit 1
+	@$(RUN) -m pip --version >/dev/null 2>&1 || $(RUN) -m ensurepip
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

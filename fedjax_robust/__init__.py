@@ -1,0 +1,49 @@
+"""Attacks on and defences of federated learning, vectorized in JAX.
+
+Submodules: ``aggregators`` (server rules), ``attacks``, ``data``, ``metrics``, ``models``, ``report``.
+"""
+
+from fedjax_robust import aggregators, attacks, data, metrics, models
+from fedjax_robust.clients import local_sgd
+from fedjax_robust.simulate import run, step
+from fedjax_robust.tasks import classification
+from fedjax_robust.types import (
+    Aggregator,
+    Attack,
+    AttackerView,
+    Client,
+    FederatedData,
+    Knowledge,
+    Received,
+    SimState,
+    Simulation,
+    Task,
+    equal_weights,
+    example_weights,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Aggregator",
+    "Attack",
+    "AttackerView",
+    "Client",
+    "FederatedData",
+    "Knowledge",
+    "Received",
+    "SimState",
+    "Simulation",
+    "Task",
+    "aggregators",
+    "attacks",
+    "classification",
+    "data",
+    "equal_weights",
+    "example_weights",
+    "local_sgd",
+    "metrics",
+    "models",
+    "run",
+    "step",
+]

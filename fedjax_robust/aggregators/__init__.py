@@ -1,0 +1,6 @@
+"""Server rules. Each is made by a lower-case factory and can be called on a plain (n, d) matrix."""
+
+from fedjax_robust.aggregators.basic import mean, median, trimmed_mean
+from fedjax_robust.aggregators.krum import bulyan, krum, multi_krum
+
+__all__ = ["bulyan", "krum", "mean", "median", "multi_krum", "trimmed_mean"]

@@ -1,0 +1,23 @@
+"""Attacks. Each is made by a lower-case factory; poisons change batches, attacks craft updates."""
+
+from fedjax_robust.attacks.crafted import data_poisoning, gaussian, no_attack
+from fedjax_robust.attacks.fang import (
+    fang_krum_full,
+    fang_krum_partial,
+    fang_trim_deviation,
+    fang_trim_full,
+    fang_trim_partial,
+)
+from fedjax_robust.attacks.poison import label_flip
+
+__all__ = [
+    "data_poisoning",
+    "fang_krum_full",
+    "fang_krum_partial",
+    "fang_trim_deviation",
+    "fang_trim_full",
+    "fang_trim_partial",
+    "gaussian",
+    "label_flip",
+    "no_attack",
+]

@@ -1,0 +1,315 @@
+"""Local model poisoning attacks on Krum, and on trimmed mean and median.
+
+Fang, Cao, Jia, Gong: "Local Model Poisoning Attacks to Byzantine-Robust Federated Learning", USENIX
+Security 2020 (arXiv 1911.11815), sections 3.2 to 3.4 and appendices B and C. The paper's m, c are the
+n, f here, and its vectors are models; ours are updates, so that the received model w_Re is 0.
+
+Choices that the paper leaves open, and our defaults:
+
+- epsilon and the threshold of lambda are in units of the model, as printed. Who attacks gradients
+  instead (the authors' code does) passes epsilon and threshold times the learning rate.
+- "c - 1 vectors, whose distance to w'_1 is at most epsilon": uniform in that ball.
+- The add-one-more-crafted-model rule of partial knowledge runs Krum with f = the number of crafted
+  copies (``simulated_f``).
+- If no lambda above the threshold works, the last one, just below it, is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_robust.aggregators.krum import krum_scores
+from fedjax_robust.attacks.crafted import moments
+from fedjax_robust.robust_stats import changing_direction, pairwise_squared_distances
+from fedjax_robust.types import Aggregator, Array, Attack, AttackerView, Key, Knowledge, State
+
+_HALVINGS = 40  # lambda may start up to 2^39 thresholds high
+
+Direction = Callable[[Array], Array]
+
+
+def fang_krum_full(
+    f: int | None = None,
+    *,
+    epsilon: float | Array = 0.01,
+    threshold: float | Array = 1e-5,
+    direction: Direction = changing_direction,
+) -> Attack:
+    """Krum attack with full knowledge (eq. 2).
+
+    All malicious clients send received model - lambda s, where s is the direction in which Krum's
+    choice would change the model without attack; lambda starts at Theorem 1's bound (eq. 3) and is
+    halved until Krum chooses it. All but the first are moved by a random vector of length <= epsilon.
+    Needs ``Knowledge(others=True)``; the rule is assumed to be Krum, whatever the server runs.
+
+    Args:
+      f: the f of the attacked Krum; default the number of malicious clients in the round.
+      epsilon: radius of the ball around the first crafted model, in units of the model, >= 0.
+      threshold: lambda at which the search ends, > 0.
+      direction: before-attack change (d,) -> s (d,) of +-1; ``jnp.ones_like`` is the deviation goal
+        (appendix B).
+    """
+
+    def craft(view: AttackerView, state: State) -> tuple[Array, State]:
+        copies = jnp.sum(view.malicious)
+        assumed = copies if f is None else f
+        before = krum_scores(
+            pairwise_squared_distances(view.updates, view.visible), view.visible, assumed
+        )
+        s = direction(view.updates[jnp.argmin(before)])
+        search = _Search(view.updates, view.visible & ~view.malicious, s)
+        lam, _ = search.largest(copies, assumed, threshold)
+        return _surround(view, -lam * s, epsilon), state
+
+    return Attack(craft=craft, needs=Knowledge(others=True))
+
+
+def fang_krum_partial(
+    *,
+    epsilon: float | Array = 0.01,
+    threshold: float | Array = 1e-5,
+    simulated_f: Callable[[Array], Array] = lambda copies: copies,
+    direction: Direction = changing_direction,
+) -> Attack:
+    """Krum attack with partial knowledge (eq. 4): from the malicious clients' own before-attack updates.
+
+    s is the direction of their mean. They play the honest clients, and lambda is halved from the
+    analogous bound until Krum chooses the crafted model among them; if that fails down to the
+    threshold, one more copy of the crafted model is added, and so on.
+
+    The bound for c honest rows and k crafted ones follows from the proof of Theorem 1: among
+    q = c + k - f - 2 neighbours of the crafted model k - 1 are copies at distance 0, so q - k + 1
+    (at least 1) takes the place of m - 2c - 1.
+
+    Args:
+      epsilon: as in ``fang_krum_full``.
+      threshold: as in ``fang_krum_full``.
+      simulated_f: number of crafted copies () -> f of the simulated Krum.
+      direction: as in ``fang_krum_full``.
+    """
+
+    def craft(view: AttackerView, state: State) -> tuple[Array, State]:
+        own = view.updates[: view.num_malicious]
+        rows = view.malicious[: view.num_malicious]
+        number = jnp.sum(rows)
+        s = direction(moments(own, rows)[0])
+        search = _Search(own, rows, s)
+
+        def search_with(copies: Array) -> tuple[Array, Array, Array]:
+            lam, found = search.largest(copies, simulated_f(copies), threshold)
+            return copies, lam, found
+
+        _, lam, _ = jax.lax.while_loop(
+            lambda carry: ~carry[2] & (carry[0] < number),
+            lambda carry: search_with(carry[0] + 1),
+            search_with(jnp.ones_like(number)),
+        )
+        return _surround(view, -lam * s, epsilon), state
+
+    return Attack(craft=craft)
+
+
+class _Search:
+    """The search for lambda among honest rows; needs no pass over the parameters per candidate.
+
+    The crafted model -lambda s is at squared distance lambda^2 |s|^2 + 2 lambda s.u + |u|^2 from an
+    honest update u, so two scalars per row are enough.
+    """
+
+    def __init__(self, honest: Array, rows: Array, s: Array):
+        """honest (n, d); rows (n,) bool, which of them count; s (d,)."""
+        n = honest.shape[0]
+        self.rows = rows
+        self.number = jnp.sum(rows)
+        self.squares = jnp.sum(jnp.square(honest), axis=1)
+        self.along = jnp.dot(honest, s, precision="highest")
+        self.length = jnp.sum(jnp.square(s))
+        distances = jnp.where(
+            jnp.eye(n, dtype=bool), jnp.inf, pairwise_squared_distances(honest, rows)
+        )
+        ascending = jnp.sort(distances, axis=1)
+        self.sums = jnp.pad(jnp.cumsum(ascending, axis=1), ((0, 0), (1, 0)))  # of the k closest
+
+    def largest(
+        self, copies: Array, f: Array | int, threshold: float | Array
+    ) -> tuple[Array, Array]:
+        """The first of bound, bound / 2, ... at which Krum picks a crafted row; and whether one does."""
+        neighbours = jnp.maximum(self.number + copies - f - 2, 1)
+        candidates = self.bound(copies, neighbours) * 0.5 ** jnp.arange(_HALVINGS)
+        picked = jax.vmap(lambda lam: self.krum_picks_crafted(lam, copies, neighbours))(candidates)
+        stop = picked | (candidates < threshold)
+        lam = candidates[jnp.argmax(stop)]
+        return lam, jnp.any(stop) & (lam >= threshold)
+
+    def bound(self, copies: Array, neighbours: Array) -> Array:
+        """Theorem 1 (eq. 3), for any number of copies and neighbours."""
+        closest = jnp.take(self.sums, neighbours, axis=1, mode="clip")
+        closest = jnp.min(jnp.where(self.rows, closest, jnp.inf))
+        honest_neighbours = jnp.maximum(neighbours - copies + 1, 1)
+        spread = jnp.sqrt(closest / (honest_neighbours * self.length))
+        reach = jnp.sqrt(jnp.max(jnp.where(self.rows, self.squares, 0)) / self.length)
+        return jnp.where(jnp.isfinite(spread), spread, 0) + reach
+
+    def krum_picks_crafted(self, lam: Array, copies: Array, neighbours: Array) -> Array:
+        n = self.squares.shape[0]
+        to_crafted = jnp.maximum(lam**2 * self.length + 2 * lam * self.along + self.squares, 0)
+        to_crafted = jnp.where(self.rows, to_crafted, jnp.inf)
+        rank = jnp.arange(n)
+        honest_neighbours = neighbours - (copies - 1)
+        crafted = jnp.sum(jnp.where(rank < honest_neighbours, jnp.sort(to_crafted), 0))
+        # An honest row counts t of the crafted copies and its neighbours - t closest honest rows; its
+        # score is the smallest such sum.
+        t = jnp.arange(n + 1)
+        by_t = jnp.take(self.sums, neighbours - t, axis=1, mode="clip") + jnp.where(
+            t > 0, t * to_crafted[:, None], 0
+        )
+        possible = (t <= copies) & (t <= neighbours) & (neighbours - t <= self.number - 1)
+        honest = jnp.min(jnp.where(possible & self.rows[:, None], by_t, jnp.inf))
+        return crafted <= honest
+
+
+def _surround(view: AttackerView, centre: Array, epsilon: float | Array) -> Array:
+    """The first malicious row at ``centre`` (d,), the others uniform in the epsilon-ball around it."""
+    shape = (view.num_malicious, centre.shape[0])
+    return centre + _in_ball(view.key, shape, centre.dtype, epsilon).at[0].set(0)
+
+
+def _in_ball(key: Key, shape: tuple[int, int], dtype: jnp.dtype, radius: float | Array) -> Array:
+    """Rows uniform in the ball: a normal direction, and a length of radius U^(1/d)."""
+    direction_key, length_key = jax.random.split(key)
+    directions = jax.random.normal(direction_key, shape, dtype)
+    norms = jnp.linalg.norm(directions, axis=1, keepdims=True)
+    lengths = radius * jax.random.uniform(length_key, (shape[0], 1), dtype) ** (1 / shape[1])
+    return directions / jnp.maximum(norms, jnp.finfo(dtype).tiny) * lengths
+
+
+def fang_trim_full(
+    b: float | Array = 2.0, *, before: Aggregator | None = None, on_updates: bool = False
+) -> Attack:
+    """Trimmed-mean attack with full knowledge (section 3.3); also the median's (section 3.4).
+
+    Where the parameter would decrease (s_j = -1), every malicious client draws it from
+    [max_j, b max_j], or [max_j, max_j / b] if max_j <= 0, max_j being the largest value among honest
+    models; where it would increase, from [min_j / b, min_j] or [b min_j, min_j]. s_j is the
+    direction in which the model would change without attack.
+
+    Needs ``Knowledge(others=True)``, and without ``before`` also ``rule=True``.
+
+    Args:
+      b: > 1; without influence on trimmed mean and median.
+      before: the rule whose aggregate of the before-attack updates gives s. None is the server's own,
+        as section 3.1 defines s. The authors' code uses the mean, ``aggregators.mean()``, which also
+        reproduces the printed errors and is a far stronger attack (README, Table 2a): the rule's own
+        change is 0 or noise where few clients have a signal, and pushing against it does little.
+      on_updates: take the maxima and minima of updates instead of models, as code that attacks
+        gradients does. The same for trimmed mean and median, not for the mean or FLTrust.
+
+    Raises:
+      ValueError: if b <= 1.
+    """
+    _check_b(b)
+
+    def craft(view: AttackerView, state: State) -> tuple[Array, State]:
+        if before is None:
+            assert view.aggregate is not None
+            change = view.aggregate(view.updates)
+        else:
+            change = before(view.updates, view.visible)
+        decreases = changing_direction(change) < 0
+        above, below = _beyond_honest(view, b, on_updates)
+        return _draw_between(view, *_choose(decreases, above, below)), state
+
+    return Attack(craft=craft, needs=Knowledge(others=True, rule=before is None))
+
+
+def fang_trim_partial(low: float | Array = 3.0, high: float | Array = 4.0) -> Attack:
+    """Trimmed-mean attack with partial knowledge (section 3.3); also the median's (section 3.4).
+
+    mu_j and sigma_j (divisor c) are estimated from the malicious clients' own before-attack updates.
+    Where mu_j > 0 they draw from [mu_j - high sigma_j, mu_j - low sigma_j], else from
+    [mu_j + low sigma_j, mu_j + high sigma_j].
+
+    Args:
+      low, high: 0 <= low <= high, in standard deviations.
+
+    Raises:
+      ValueError: if they are out of range.
+    """
+    numbers = isinstance(low, float | int) and isinstance(high, float | int)
+    if numbers and not 0 <= low <= high:
+        raise ValueError(f"fang_trim_partial needs 0 <= low <= high, got low={low}, high={high}")
+
+    def craft(view: AttackerView, state: State) -> tuple[Array, State]:
+        own = view.updates[: view.num_malicious]
+        mean, std = moments(own, view.malicious[: view.num_malicious])
+        above = (mean + low * std, mean + high * std)
+        below = (mean - high * std, mean - low * std)
+        return _draw_between(view, *_choose(changing_direction(mean) < 0, above, below)), state
+
+    return Attack(craft=craft)
+
+
+def fang_trim_deviation(b: float | Array = 2.0, *, on_updates: bool = False) -> Attack:
+    """Trimmed-mean attack for the deviation goal (appendix B): beyond the honest maximum or below the
+    minimum, whichever moves the aggregate further from the one without attack, coordinate by
+    coordinate. Needs ``Knowledge(others=True, rule=True)``; arguments as in ``fang_trim_full``.
+
+    The two sides are compared with all malicious values at the honest maximum or minimum.
+    """
+    _check_b(b)
+
+    def craft(view: AttackerView, state: State) -> tuple[Array, State]:
+        assert view.aggregate is not None
+        honest = view.visible & ~view.malicious
+        largest, smallest = _extremes(view.updates, honest)
+        before = view.aggregate(view.updates)
+
+        def deviation(value: Array) -> Array:
+            attacked = jnp.where(view.malicious[:, None], value, view.updates)
+            return jnp.abs(view.aggregate(attacked) - before)  # type: ignore[misc]
+
+        above, below = _beyond_honest(view, b, on_updates)
+        upwards = deviation(largest) >= deviation(smallest)
+        return _draw_between(view, *_choose(upwards, above, below)), state
+
+    return Attack(craft=craft, needs=Knowledge(others=True, rule=True))
+
+
+_Interval = tuple[Array, Array]
+
+
+def _check_b(b: float | Array) -> None:
+    if isinstance(b, float | int) and not b > 1:
+        raise ValueError(f"the trimmed-mean attack needs b > 1, got b={b}")
+
+
+def _extremes(x: Array, rows: Array) -> tuple[Array, Array]:
+    """Column maxima and minima (d,), (d,) of some rows of (n, d); 0 if there are none."""
+    some = jnp.any(rows)
+    largest = jnp.max(jnp.where(rows[:, None], x, -jnp.inf), axis=0)
+    smallest = jnp.min(jnp.where(rows[:, None], x, jnp.inf), axis=0)
+    return jnp.where(some, largest, 0), jnp.where(some, smallest, 0)
+
+
+def _beyond_honest(
+    view: AttackerView, b: float | Array, on_updates: bool
+) -> tuple[_Interval, _Interval]:
+    """Intervals of updates just above the honest maximum and just below the honest minimum."""
+    base = jnp.zeros_like(view.params) if on_updates else view.params
+    largest, smallest = _extremes(view.updates, view.visible & ~view.malicious)
+    top, bottom = base + largest, base + smallest
+    above = (largest, jnp.where(top > 0, b * top, top / b) - base)
+    below = (jnp.where(bottom > 0, bottom / b, b * bottom) - base, smallest)
+    return above, below
+
+
+def _choose(upwards: Array, above: _Interval, below: _Interval) -> _Interval:
+    return jnp.where(upwards, above[0], below[0]), jnp.where(upwards, above[1], below[1])
+
+
+def _draw_between(view: AttackerView, low: Array, high: Array) -> Array:
+    shape = (view.num_malicious, low.shape[0])
+    return low + (high - low) * jax.random.uniform(view.key, shape, low.dtype)

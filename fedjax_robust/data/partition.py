@@ -1,0 +1,525 @@
+"""Who owns which training example: functions from a pool of examples to ``FederatedData``.
+
+Each function is pure in its key. Clients come in random order, because the simulation takes clients
+0 .. num_malicious - 1 as the malicious ones. Every example is owned by exactly one client.
+
+``examples`` is a dict of arrays with the examples along the leading axis, as in ``Dataset.train``;
+the functions that look at labels need ``y`` (E,), integers in [0, num_classes). The pool becomes
+JAX arrays once: pass JAX arrays to share one copy between several partitions.
+
+All but ``by_user`` can be traced (``jit``, or ``vmap`` over the key, ``p`` or ``alpha``). The width
+of ``index`` must then be known: pass ``capacity``, an upper bound on the examples that one client
+owns, and keep the pool out of the batch::
+
+    part = lambda p: by_group(key, pool, 100, p, num_classes=10, capacity=2000)
+    data = jax.vmap(part, out_axes=FederatedData(None, 0, 0))(jnp.array([0.1, 0.5, 0.9]))
+
+Outside of tracing a capacity that is too small is a ValueError; inside it cannot be, and a client
+keeps only ``capacity`` of its examples: check ``count.max() < capacity`` on the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_robust.types import Array, Batch, FederatedData, Key
+
+ArrayLike = Array | np.ndarray
+
+
+def from_owner(
+    examples: Mapping[str, ArrayLike],
+    owner: ArrayLike,
+    num_clients: int,
+    capacity: int | None = None,
+) -> FederatedData:
+    """The partition in which example e belongs to client ``owner[e]``.
+
+    Args:
+      examples: the pool, E examples.
+      owner: (E,) integers in [0, num_clients); -1 or num_clients means that no client owns the
+        example, which holds it out.
+      num_clients: N, at least 1. A client may own nothing.
+      capacity: m, the width of ``index``; default the largest number of examples that a client
+        owns.
+
+    Returns:
+      FederatedData; a client's rows are in increasing order, padding entries of ``index`` are 0.
+
+    Raises:
+      ValueError: unequal numbers of examples, an owner out of range, a client with more than
+        ``capacity`` examples, or no capacity under tracing.
+    """
+    pool = _pool(examples, num_clients)
+    size = _size(pool)
+    if np.shape(owner) != (size,):
+        raise ValueError(
+            f"owner needs one entry per example, ({size},), got shape {np.shape(owner)}"
+        )
+    if not jnp.issubdtype(jnp.asarray(owner).dtype, jnp.integer):
+        raise ValueError(f"owner needs integers, got dtype {jnp.asarray(owner).dtype}")
+    if _concrete(owner):
+        low, high = int(np.asarray(owner).min()), int(np.asarray(owner).max())
+        if low < -1 or high > num_clients:
+            raise ValueError(
+                f"owner must lie in [0, {num_clients}), or be -1 or {num_clients} for no client; "
+                f"got values from {low} to {high}"
+            )
+    order, count = _sort_by_owner(jnp.asarray(owner, jnp.int32), num_clients)
+    largest = int(count.max()) if _concrete(count) else None
+    if capacity is None:
+        if largest is None:
+            raise ValueError(
+                "the largest number of examples of a client is not known under tracing; pass "
+                "capacity, an upper bound on it"
+            )
+        capacity = max(largest, 1)
+    if capacity < 1 or (largest is not None and capacity < largest):
+        raise ValueError(
+            "capacity must be at least the largest number of examples of a client and at least 1, "
+            f"got capacity={capacity}, largest={largest}; pass a larger one, or none outside of "
+            "tracing"
+        )
+    index, count = _pad(order, count, capacity)
+    return FederatedData(examples=pool, index=index, count=count)
+
+
+@partial(jax.jit, static_argnames="num_clients")
+def _sort_by_owner(owner: Array, num_clients: int) -> tuple[Array, Array]:
+    owner = jnp.where(owner < 0, num_clients, owner)
+    count = jnp.bincount(owner, length=num_clients + 1)[:-1].astype(jnp.int32)
+    return jnp.argsort(owner, stable=True).astype(jnp.int32), count
+
+
+@partial(jax.jit, static_argnames="capacity")
+def _pad(order: Array, count: Array, capacity: int) -> tuple[Array, Array]:
+    start = jnp.cumsum(count) - count
+    slot = jnp.arange(capacity, dtype=jnp.int32)
+    count = jnp.minimum(count, capacity)
+    row = jnp.minimum(start[:, None] + slot, len(order) - 1)
+    return jnp.where(slot < count[:, None], order[row], 0), count
+
+
+def by_group(
+    key: Key,
+    examples: Mapping[str, ArrayLike],
+    num_clients: int,
+    p: float | Array,
+    num_classes: int | None = None,
+    capacity: int | None = None,
+) -> FederatedData:
+    """Groups of clients that each prefer one label: the split of Fang et al. and of FLTrust.
+
+    Clients form L = num_classes groups of equal size. An example with label l goes to group l with
+    probability p, else to one of the other L - 1 groups, each with probability (1 - p) / (L - 1);
+    inside the group it goes to a uniformly drawn client. Clients' sizes are therefore random. If L
+    does not divide N, the groups of the first N mod L labels have one client more.
+
+    Fang, Cao, Jia and Gong, Local Model Poisoning Attacks to Byzantine-Robust Federated Learning,
+    USENIX Security 2020, section 4.1 (what happens with the rest, 1 - p, is not printed there and
+    follows the authors' code); Cao, Fang, Liu and Gong, FLTrust, NDSS 2021.
+
+    Args:
+      key: JAX key.
+      examples: the pool.
+      num_clients: N, at least L.
+      p: degree of non-IID in [0, 1]; 1/L is IID, 1 gives every group its own label only.
+      num_classes: L, at least 2; default the largest label plus one.
+      capacity: see ``from_owner``.
+
+    Raises:
+      ValueError: N < L, p out of range, labels out of range, or as ``from_owner``.
+    """
+    pool = _pool(examples, num_clients)
+    y, num_classes = _labels(pool, num_classes)
+    if num_classes < 2:
+        raise ValueError(f"by_group needs num_classes >= 2, got {num_classes}; use iid")
+    if num_clients < num_classes:
+        raise ValueError(
+            "by_group needs at least one client per label, num_clients >= num_classes, got "
+            f"num_clients={num_clients}, num_classes={num_classes}"
+        )
+    if _concrete(p) and not 0 <= float(p) <= 1:
+        raise ValueError(f"by_group needs 0 <= p <= 1 (1/num_classes is IID), got p={p}")
+    owner = _group_owner(key, y, p, num_clients, num_classes)
+    return from_owner(pool, owner, num_clients, capacity)
+
+
+@partial(jax.jit, static_argnames=("num_clients", "num_classes"))
+def _group_owner(key: Key, y: Array, p: float | Array, num_clients: int, num_classes: int) -> Array:
+    key_own, key_other, key_client, key_order = jax.random.split(key, 4)
+    own = jax.random.uniform(key_own, y.shape) < p
+    shift = jax.random.randint(key_other, y.shape, 1, num_classes)
+    group = jnp.where(own, y, (y + shift) % num_classes)
+    label = jnp.arange(num_classes)
+    group_size = num_clients // num_classes + (label < num_clients % num_classes)
+    group_start = jnp.cumsum(group_size) - group_size
+    member = jax.random.randint(key_client, y.shape, 0, group_size[group])
+    return jax.random.permutation(key_order, num_clients)[group_start[group] + member]
+
+
+def iid(
+    key: Key, examples: Mapping[str, ArrayLike], num_clients: int, capacity: int | None = None
+) -> FederatedData:
+    """The pool shuffled and dealt out: clients' sizes differ by one at most.
+
+    Args:
+      key: JAX key.
+      examples: the pool.
+      num_clients: N, at least 1. Beyond the number of examples, clients own nothing.
+      capacity: see ``from_owner``; default E / N rounded up, also under tracing.
+
+    Raises:
+      ValueError: as ``from_owner``.
+    """
+    pool = _pool(examples, num_clients)
+    size = _size(pool)
+    capacity = math.ceil(size / num_clients) if capacity is None else capacity
+    return from_owner(pool, _dealt_owner(key, size, num_clients), num_clients, capacity)
+
+
+@partial(jax.jit, static_argnames=("size", "num_clients"))
+def _dealt_owner(key: Key, size: int, num_clients: int) -> Array:
+    key_example, key_order = jax.random.split(key)
+    client = jax.random.permutation(key_order, num_clients)
+    return jax.random.permutation(key_example, client[jnp.arange(size) % num_clients])
+
+
+def dirichlet_over_clients(
+    key: Key,
+    examples: Mapping[str, ArrayLike],
+    num_clients: int,
+    alpha: float | Array,
+    num_classes: int | None = None,
+    capacity: int | None = None,
+) -> FederatedData:
+    """Each label's examples are shared among the clients by a draw from a Dirichlet distribution.
+
+    For each label, shares over clients are drawn, s ~ Dir(alpha, ..., alpha) in N dimensions, and
+    the label's shuffled examples are cut in these proportions (a client gets its share of them to
+    within one example). Sizes of clients vary widely for a small alpha and some own nothing. This
+    is the convention of Yurochkin et al., Bayesian Nonparametric Federated Learning of Neural
+    Networks, ICML 2019, section 4, without a lower limit on a client's size.
+
+    It is another distribution than ``dirichlet_over_classes`` with the same alpha: here a share has
+    mean 1/N and variance (N - 1) / (N^2 (N alpha + 1)), so its spread depends on the number of
+    clients; there clients' sizes are equal and only their mixtures vary.
+
+    Args:
+      key: JAX key.
+      examples: the pool.
+      num_clients: N, at least 1.
+      alpha: concentration > 0; small is uneven, large is even.
+      num_classes: L; default the largest label plus one.
+      capacity: see ``from_owner``.
+
+    Raises:
+      ValueError: alpha <= 0, labels out of range, or as ``from_owner``.
+    """
+    pool = _pool(examples, num_clients)
+    y, num_classes = _labels(pool, num_classes)
+    _check_alpha("dirichlet_over_clients", alpha)
+    owner = _over_clients_owner(key, y, alpha, num_clients, num_classes)
+    return from_owner(pool, owner, num_clients, capacity)
+
+
+@partial(jax.jit, static_argnames=("num_clients", "num_classes"))
+def _over_clients_owner(
+    key: Key, y: Array, alpha: float | Array, num_clients: int, num_classes: int
+) -> Array:
+    key_share, key_example = jax.random.split(key)
+    shares = jax.random.dirichlet(key_share, jnp.full(num_clients, alpha), (num_classes,))
+    rank, class_count = _rank_in_class(key_example, y, num_classes)
+    place = (rank + 0.5) / class_count[y]
+    # One sorted table for all labels: label l's cumulative shares lie in [l, l + 1].
+    table = jnp.arange(num_classes)[:, None] + jnp.minimum(jnp.cumsum(shares, axis=1), 1.0)
+    position = jnp.searchsorted(table.reshape(-1), y + place, side="right") - y * num_clients
+    return jnp.clip(position, 0, num_clients - 1)
+
+
+def dirichlet_over_classes(
+    key: Key,
+    examples: Mapping[str, ArrayLike],
+    num_clients: int,
+    alpha: float | Array,
+    num_classes: int | None = None,
+    prior: ArrayLike | None = None,
+    capacity: int | None = None,
+) -> FederatedData:
+    """Each client's mixture of labels is a draw from a Dirichlet distribution; sizes are equal.
+
+    Each client draws q ~ Dir(alpha, ..., alpha) in L dimensions. Clients then take turns: each
+    draws a label from its q and takes a random example of that label that is left, until the pool
+    is empty, so that sizes differ by one at most. When a label has run out, q is renormalised over
+    the labels that are left (evenly over those, if q has no mass there). Mixtures as realised are
+    therefore closer to each other than the q, the more so the smaller alpha is and the fewer
+    clients there are.
+
+    Hsu, Qi and Brown, Measuring the Effects of Non-Identical Data Distribution for Federated Visual
+    Classification, arXiv 1909.06335, 2019, draw q ~ Dir(alpha p) with a prior p over labels that
+    sums to one: pass it as ``prior``. With p uniform this is the default with alpha / L in the
+    place of alpha.
+
+    It is another distribution than ``dirichlet_over_clients`` with the same alpha: here q has mean
+    1/L and variance (L - 1) / (L^2 (L alpha + 1)) in each entry, for any number of clients.
+
+    Args:
+      key: JAX key.
+      examples: the pool.
+      num_clients: N, at least 1.
+      alpha: concentration > 0; small is one label per client, large is the same mixture for all.
+      num_classes: L; default the largest label plus one.
+      prior: (L,) > 0 that sums to one, for Dir(alpha * prior); default ones, for Dir(alpha, ...,
+        alpha).
+      capacity: see ``from_owner``; default E / N rounded up, also under tracing.
+
+    Raises:
+      ValueError: alpha <= 0, a prior of another shape or not > 0, labels out of range, or as
+        ``from_owner``.
+    """
+    pool = _pool(examples, num_clients)
+    size = _size(pool)
+    y, num_classes = _labels(pool, num_classes)
+    _check_alpha("dirichlet_over_classes", alpha)
+    prior = np.ones(num_classes, np.float32) if prior is None else prior
+    positive = not _concrete(prior) or bool((np.asarray(prior) > 0).all())
+    if np.shape(prior) != (num_classes,) or not positive:
+        raise ValueError(
+            f"dirichlet_over_classes needs a prior > 0 of shape ({num_classes},), got {prior}"
+        )
+    owner = _over_classes_owner(key, y, alpha * jnp.asarray(prior), num_clients, num_classes)
+    capacity = math.ceil(size / num_clients) if capacity is None else capacity
+    return from_owner(pool, owner, num_clients, capacity)
+
+
+@partial(jax.jit, static_argnames=("num_clients", "num_classes"))
+def _over_classes_owner(
+    key: Key, y: Array, alpha: Array, num_clients: int, num_classes: int
+) -> Array:
+    size = len(y)
+    key_mixture, key_draw, key_example, key_order = jax.random.split(key, 4)
+    # Logarithms of gamma variables are those of q up to a constant, and do not underflow.
+    log_q = jax.random.loggamma(key_mixture, alpha, (num_clients, num_classes))
+    noise = jax.random.gumbel(key_draw, (size, num_classes))
+    rank, class_count = _rank_in_class(key_example, y, num_classes)
+
+    def take(taken: Array, turn: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+        client, noise = turn
+        left = taken < class_count
+        label = jnp.argmax(jnp.where(left, log_q[client] + noise, -jnp.inf))
+        return taken.at[label].add(1), (label, taken[label])
+
+    client = jax.random.permutation(key_order, num_clients)[jnp.arange(size) % num_clients]
+    _, (label, nth) = jax.lax.scan(take, jnp.zeros_like(class_count), (client, noise))
+    first = jnp.cumsum(class_count) - class_count
+    return jnp.zeros(size, jnp.int32).at[first[label] + nth].set(client)[first[y] + rank]
+
+
+def k_labels(
+    key: Key,
+    examples: Mapping[str, ArrayLike],
+    num_clients: int,
+    k: int,
+    num_classes: int | None = None,
+    capacity: int | None = None,
+) -> FederatedData:
+    """Every client owns exactly k labels; a label's examples are shared equally by its owners.
+
+    Clients choose one after another the k labels that have the fewest owners so far, ties at
+    random. Every label thus has an owner, and numbers of owners differ by one at most (a purely
+    random choice could leave a label without one). A label's shares differ by one example at most.
+
+    Wu et al., Mitigating Backdoor Attacks in Federated Learning, arXiv 2011.01767, 2020, state that
+    each client draws K labels and leave the sharing open.
+
+    Args:
+      key: JAX key.
+      examples: the pool.
+      num_clients: N, with N * k >= L.
+      k: labels per client, 1 <= k <= L.
+      num_classes: L; default the largest label plus one.
+      capacity: see ``from_owner``.
+
+    Raises:
+      ValueError: k or N out of range, a label with fewer examples than owners, labels out of range,
+        or as ``from_owner``.
+    """
+    pool = _pool(examples, num_clients)
+    y, num_classes = _labels(pool, num_classes)
+    if not 1 <= k <= num_classes:
+        raise ValueError(
+            f"k_labels needs 1 <= k <= num_classes, got k={k}, num_classes={num_classes}"
+        )
+    if num_clients * k < num_classes:
+        raise ValueError(
+            "k_labels needs num_clients * k >= num_classes so that every label has an owner, got "
+            f"num_clients={num_clients}, k={k}, num_classes={num_classes}"
+        )
+    owner, owners, class_count = _k_labels_owner(key, y, num_clients, k, num_classes)
+    if _concrete(owners) and bool((class_count < owners).any()):
+        raise ValueError(
+            "k_labels needs at least as many examples of a label as it has owners (about "
+            "num_clients * k / num_classes), got "
+            f"{np.asarray(class_count)} examples for {np.asarray(owners)} owners; take fewer "
+            "clients or a smaller k"
+        )
+    return from_owner(pool, owner, num_clients, capacity)
+
+
+@partial(jax.jit, static_argnames=("num_clients", "k", "num_classes"))
+def _k_labels_owner(
+    key: Key, y: Array, num_clients: int, k: int, num_classes: int
+) -> tuple[Array, Array, Array]:
+    key_label, key_example, key_order = jax.random.split(key, 3)
+
+    def choose(owners: Array, tie: Array) -> tuple[Array, Array]:
+        chosen = jnp.lexsort((tie, owners))[:k]
+        owns = jnp.zeros(num_classes, bool).at[chosen].set(True)
+        return owners + owns, owns
+
+    ties = jax.random.uniform(key_label, (num_clients, num_classes))
+    owners, owns = jax.lax.scan(choose, jnp.zeros(num_classes, jnp.int32), ties)
+    owners_first = jnp.argsort(~owns.T, axis=1, stable=True)
+    rank, class_count = _rank_in_class(key_example, y, num_classes)
+    client = jax.random.permutation(key_order, num_clients)
+    return client[owners_first[y, rank % owners[y]]], owners, class_count
+
+
+def by_user(
+    users: ArrayLike,
+    examples: Mapping[str, ArrayLike],
+    key: Key | None = None,
+    capacity: int | None = None,
+) -> FederatedData:
+    """The natural split: one client per distinct user.
+
+    Args:
+      users: (E,) who each example comes from: integers or strings, not traced.
+      examples: the pool.
+      key: JAX key that shuffles the clients; None keeps them in the sorted order of ``users``.
+      capacity: see ``from_owner``.
+
+    Raises:
+      ValueError: ``users`` is not (E,), or as ``from_owner``.
+    """
+    names = np.asarray(users)
+    size = _size(_pool(examples, 1))
+    if names.shape != (size,):
+        raise ValueError(f"users needs one entry per example, ({size},), got shape {names.shape}")
+    distinct, owner = np.unique(names, return_inverse=True)
+    if key is not None:
+        owner = np.asarray(jax.random.permutation(key, len(distinct)))[owner]
+    return from_owner(examples, owner, len(distinct), capacity)
+
+
+def stack(parts: Sequence[FederatedData]) -> FederatedData:
+    """Partitions of one pool (several seeds, several p) as one, for ``vmap``.
+
+    Map over it with ``in_axes`` (or ``out_axes``) ``FederatedData(None, 0, 0)``: the pool is not
+    copied.
+
+    Args:
+      parts: S partitions of the same pool among the same number of clients.
+
+    Returns:
+      FederatedData with the pool as it is, ``index`` (S, N, m) padded to the largest width and
+      ``count`` (S, N).
+
+    Raises:
+      ValueError: no parts, different pools or different numbers of clients.
+    """
+    if not parts:
+        raise ValueError("stack needs at least one partition, got none")
+    pool = parts[0].examples
+    for other in (part.examples for part in parts[1:]):
+        same = other.keys() == pool.keys() and all(
+            other[name] is pool[name] or bool(jnp.array_equal(other[name], pool[name]))
+            for name in pool
+        )
+        if not same:
+            raise ValueError("stack needs partitions of one pool, got pools that differ")
+    clients = sorted({len(part.count) for part in parts})
+    if len(clients) > 1:
+        raise ValueError(f"stack needs equal numbers of clients, got {clients}")
+    width = max(part.index.shape[1] for part in parts)
+    index = np.zeros((len(parts), clients[0], width), np.int32)
+    for row, part in zip(index, parts, strict=True):
+        row[:, : part.index.shape[1]] = part.index
+    count = np.stack([part.count for part in parts])
+    return FederatedData(pool, jnp.asarray(index), jnp.asarray(count))
+
+
+def label_histogram(data: FederatedData, num_classes: int) -> Array:
+    """How many examples of each label each client owns.
+
+    Args:
+      data: a partition (not stacked) of a pool with labels ``y`` (E,) in [0, num_classes).
+      num_classes: L.
+
+    Returns:
+      (N, L) int32; its rows sum to ``data.count``.
+    """
+    clients, width = data.index.shape
+    valid = jnp.arange(width) < data.count[:, None]
+    label = jnp.where(valid, data.examples["y"][data.index], num_classes)
+    histogram = jnp.zeros((clients, num_classes), jnp.int32)
+    return histogram.at[jnp.arange(clients)[:, None], label].add(1, mode="drop")
+
+
+def _concrete(value: Any) -> bool:
+    return not isinstance(value, jax.core.Tracer)
+
+
+def _pool(examples: Mapping[str, ArrayLike], num_clients: int) -> Batch:
+    if num_clients < 1:
+        raise ValueError(f"num_clients must be at least 1, got {num_clients}")
+    sizes = {name: np.shape(array)[:1] for name, array in examples.items()}
+    if len(set(sizes.values())) != 1 or next(iter(sizes.values())) in ((), (0,)):
+        raise ValueError(
+            f"examples must be arrays with one common number of examples, at least 1, got {sizes}"
+        )
+    return {name: jnp.asarray(array) for name, array in examples.items()}
+
+
+def _size(pool: Batch) -> int:
+    return int(next(iter(pool.values())).shape[0])
+
+
+def _labels(pool: Batch, num_classes: int | None) -> tuple[Array, int]:
+    y = pool.get("y")
+    if y is None or y.ndim != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
+        got = "none" if y is None else f"shape {y.shape}, dtype {y.dtype}"
+        raise ValueError(f"examples must hold integer labels y (E,), got {got}")
+    if _concrete(y):
+        low, high = int(np.asarray(y).min()), int(np.asarray(y).max())
+        num_classes = high + 1 if num_classes is None else num_classes
+        if low < 0 or high >= num_classes:
+            raise ValueError(
+                f"labels must lie in [0, num_classes), got values from {low} to {high} with "
+                f"num_classes={num_classes}"
+            )
+    elif num_classes is None:
+        raise ValueError("the largest label is not known under tracing; pass num_classes")
+    return y.astype(jnp.int32), num_classes
+
+
+def _check_alpha(name: str, alpha: float | Array) -> None:
+    if _concrete(alpha) and not float(alpha) > 0:
+        raise ValueError(f"{name} needs alpha > 0, got alpha={alpha}")
+
+
+def _rank_in_class(key: Key, y: Array, num_classes: int) -> tuple[Array, Array]:
+    """Each example's place in a random order of its label (E,), and the labels' sizes (L,)."""
+    shuffled = jax.random.permutation(key, y.shape[0])
+    order = shuffled[jnp.argsort(y[shuffled], stable=True)]
+    class_count = jnp.bincount(y, length=num_classes).astype(jnp.int32)
+    first = jnp.cumsum(class_count) - class_count
+    place = jnp.arange(y.shape[0], dtype=jnp.int32) - first[y[order]]
+    return jnp.zeros_like(place).at[order].set(place), class_count

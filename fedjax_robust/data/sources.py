@@ -1,0 +1,494 @@
+"""Data sets: one ``load(name)`` that returns training and test arrays.
+
+=================  ===================================================  ============  ==============
+name               from                                                 train / test  x
+=================  ===================================================  ============  ==============
+``breast_cancer``  scikit-learn's bundled file                          455 / 114     (30,)
+``digits``         scikit-learn's bundled file                          1437 / 360    (8, 8, 1)
+``synthetic``      a Gaussian mixture, drawn from the key               2000 / 500    (32,)
+``mnist``          TFDS, prepared as array_record                       60000 / 10000 (28, 28, 1)
+``fashion_mnist``  TFDS, prepared as array_record                       60000 / 10000 (28, 28, 1)
+``cifar10``        TFDS, prepared as array_record                       50000 / 10000 (32, 32, 3)
+``ch_mnist``       Kaggle's ``hmnist_64_64_L.csv`` or the folder of     4000 / 1000   (64, 64, 1)
+                   tiles ``Kather_texture_2016_image_tiles_5000``
+=================  ===================================================  ============  ==============
+
+Data are looked for in ``data_dir``, else in the folder that the environment variable
+``FEDJAX_ROBUST_DATA`` names, else where TFDS keeps its own (``TFDS_DATA_DIR``, else
+``~/tensorflow_datasets``); in it both ``<dir>/tfds/<name>`` and ``<dir>/<name>`` are accepted.
+Nothing is downloaded except by ``prepare``. Decoded images are cached in ``FEDJAX_ROBUST_CACHE``,
+else in ``~/.cache/fedjax_robust``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from fedjax_robust.files import written_atomically
+from fedjax_robust.types import Key
+
+Arrays = dict[str, np.ndarray]
+
+NAMES = (
+    "breast_cancer",
+    "digits",
+    "synthetic",
+    "mnist",
+    "fashion_mnist",
+    "cifar10",
+    "ch_mnist",
+)
+"""The names that ``load`` knows."""
+
+_PUBLISHED = {  # training and test examples
+    "mnist": (60_000, 10_000),
+    "fashion_mnist": (60_000, 10_000),
+    "cifar10": (50_000, 10_000),
+}
+_TISSUES = ("tumor", "stroma", "complex", "lympho", "debris", "mucosa", "adipose", "empty")
+_CH_MNIST_CSV = "hmnist_64_64_L.csv"
+_CH_MNIST_TILES = "Kather_texture_2016_image_tiles_5000"
+_CH_MNIST_IMAGES = 5_000
+_KAGGLE = "https://www.kaggle.com/datasets/kmader/colorectal-histology-mnist"
+_ZENODO = "https://zenodo.org/records/53169"
+
+
+class Dataset(NamedTuple):
+    """A data set in memory, as NumPy arrays."""
+
+    train: Arrays
+    """``x`` (E, ...) float32, ``y`` (E,) int32 in [0, num_classes); images are (E, H, W, C) in
+    [0, 1]."""
+    test: Arrays
+    """Like ``train``."""
+    num_classes: int
+    name: str
+    note: str
+    """What a table made from it must say; empty for the published split in full."""
+    class_names: tuple[str, ...] = ()
+
+
+def load(
+    name: str, data_dir: str | os.PathLike[str] | None = None, key: Key | None = None
+) -> Dataset:
+    """Load one of ``NAMES``.
+
+    Args:
+      name: see the table on top of this module.
+      data_dir: folder to look in; default ``FEDJAX_ROBUST_DATA``, else TFDS's own folder.
+      key: JAX key, default ``jax.random.key(0)``. It draws the split of the data sets that have no
+        published one (``breast_cancer``, ``digits``, ``ch_mnist``: 80 % train, rounded down) and
+        the whole of ``synthetic``; the others do not depend on it.
+
+    Features of ``breast_cancer`` are standardised with the mean and the standard deviation of its
+    training part; images are divided by their largest value (255, ``digits`` 16) and not
+    normalised.
+
+    Raises:
+      ValueError: unknown name, or a file that is not in the published layout.
+      FileNotFoundError: the data are not there; the message says where it looked and how to get
+        them.
+    """
+    key = jax.random.key(0) if key is None else key
+    match name:
+        case "breast_cancer":
+            return _breast_cancer(key)
+        case "digits":
+            return _digits(key)
+        case "synthetic":
+            return synthetic(key)
+        case "mnist" | "fashion_mnist" | "cifar10":
+            return _tfds(name, data_dir)
+        case "ch_mnist":
+            return _ch_mnist(key, data_dir)
+    raise ValueError(f"load: there is no data set {name!r}; known names are {', '.join(NAMES)}")
+
+
+def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Download ``mnist``, ``fashion_mnist`` or ``cifar10`` with TFDS, as array_record files.
+
+    Needs a network and what TFDS prepares data with: ``pip install "fedjax_robust[tfds-prepare]"``.
+    Data that are already there are left alone.
+
+    Args:
+      name: which data set.
+      data_dir: the folder, as in ``load``; the data go to ``<data_dir>/tfds`` if that exists.
+
+    Returns:
+      The folder that holds the prepared files.
+
+    Raises:
+      ValueError: TFDS has no such data set, or it is there in another file format.
+      ImportError: tensorflow or importlib_resources is missing.
+    """
+    if name not in _PUBLISHED:
+        raise ValueError(
+            f"prepare: name must be one of {', '.join(_PUBLISHED)}, got {name!r}; "
+            "the other data sets need no preparation or are fetched by hand (see load)"
+        )
+    root = _data_dir(data_dir)
+    if _tfds_folder(name, root) is None:
+        needed = ("tensorflow", "importlib_resources")
+        missing = [module for module in needed if importlib.util.find_spec(module) is None]
+        if missing:
+            raise ImportError(
+                f"prepare({name!r}): TFDS needs {' and '.join(missing)} to prepare data "
+                '(not to read them); pip install "fedjax_robust[tfds-prepare]"'
+            )
+        import tensorflow_datasets as tfds
+
+        tfds.data_source(
+            name,
+            data_dir=root / "tfds" if (root / "tfds").is_dir() else root,
+            download=True,
+            download_and_prepare_kwargs={"file_format": "array_record"},
+        )
+    folder = _tfds_folder(name, root)
+    if folder is None:
+        raise FileNotFoundError(f"prepare({name!r}): TFDS left no prepared data in {root}")
+    return folder
+
+
+def synthetic(
+    key: Key,
+    num_classes: int = 10,
+    num_features: int = 32,
+    num_train: int = 2_000,
+    num_test: int = 500,
+    separation: float = 4.0,
+) -> Dataset:
+    """A Gaussian mixture: x = separation * direction of its class + N(0, I).
+
+    The directions are independent and uniform on the unit sphere, classes are equally likely. With
+    the defaults the best possible classifier errs on about 2 % of the examples.
+
+    Args:
+      key: JAX key; the result is a pure function of it.
+      num_classes: at least 2.
+      num_features: at least 1.
+      num_train: training examples, at least 1.
+      num_test: test examples, at least 1.
+      separation: distance of the class means from the origin, in standard deviations, >= 0.
+
+    Raises:
+      ValueError: an argument out of range.
+    """
+    if num_classes < 2 or min(num_features, num_train, num_test) < 1 or separation < 0:
+        raise ValueError(
+            "synthetic needs num_classes >= 2, num_features, num_train, num_test >= 1 and "
+            f"separation >= 0, got {num_classes=}, {num_features=}, {num_train=}, {num_test=}, "
+            f"{separation=}"
+        )
+    key_mean, key_label, key_noise = jax.random.split(key, 3)
+    size = num_train + num_test
+    mean = jax.random.normal(key_mean, (num_classes, num_features))
+    mean = separation * mean / jnp.linalg.norm(mean, axis=1, keepdims=True)
+    label = jax.random.randint(key_label, (size,), 0, num_classes)
+    x = np.asarray(mean[label] + jax.random.normal(key_noise, (size, num_features)), np.float32)
+    y = np.asarray(label, np.int32)
+    return Dataset(
+        train={"x": x[:num_train], "y": y[:num_train]},
+        test={"x": x[num_train:], "y": y[num_train:]},
+        num_classes=num_classes,
+        name="synthetic",
+        note="synthetic Gaussian mixture",
+    )
+
+
+def _random_split(key: Key, x: np.ndarray, y: np.ndarray) -> tuple[Arrays, Arrays]:
+    order = np.asarray(jax.random.permutation(key, len(y)))
+    train, test = np.split(order, [len(y) * 4 // 5])
+    return {"x": x[train], "y": y[train]}, {"x": x[test], "y": y[test]}
+
+
+def _breast_cancer(key: Key) -> Dataset:
+    from sklearn.datasets import load_breast_cancer
+
+    bunch = load_breast_cancer()
+    train, test = _random_split(key, bunch.data, bunch.target.astype(np.int32))
+    mean, std = train["x"].mean(axis=0), train["x"].std(axis=0)
+    for part in (train, test):
+        part["x"] = ((part["x"] - mean) / std).astype(np.float32)
+    return Dataset(
+        train=train,
+        test=test,
+        num_classes=2,
+        name="breast_cancer",
+        note=f"random split {len(train['y'])}/{len(test['y'])}; features standardised with the "
+        "training part's mean and standard deviation",
+        class_names=tuple(str(c) for c in bunch.target_names),
+    )
+
+
+def _digits(key: Key) -> Dataset:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    x = (bunch.images / 16).astype(np.float32)[..., None]
+    train, test = _random_split(key, x, bunch.target.astype(np.int32))
+    return Dataset(
+        train=train,
+        test=test,
+        num_classes=10,
+        name="digits",
+        note=f"scikit-learn's 8x8 digits, random split {len(train['y'])}/{len(test['y'])}",
+        class_names=tuple(str(c) for c in bunch.target_names),
+    )
+
+
+# TFDS
+
+
+def _tfds(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
+    root = _data_dir(data_dir)
+    folder = _tfds_folder(name, root)
+    if folder is None:
+        raise FileNotFoundError(
+            f"load({name!r}): found no prepared data in {root / 'tfds' / name} or {root / name}. "
+            "Point data_dir or FEDJAX_ROBUST_DATA at the folder that holds them, or fetch them:\n"
+            '  pip install "fedjax_robust[tfds-prepare]"\n'
+            f"{_prepare_command(name, root)}\n"
+            "which is TFDS's own\n"
+            f"  tfds.data_source('{name}', data_dir='{root}', "
+            "download_and_prepare_kwargs={'file_format': 'array_record'})"
+        )
+    arrays = cached(name, sorted(folder.iterdir()), lambda: _decode_tfds(name, folder))
+    note = ""
+    for part, size in zip(("train", "test"), _PUBLISHED[name], strict=True):
+        have = len(arrays[f"y_{part}"])
+        if have != size:
+            word = "training" if part == "train" else "test"
+            note += f"{'; ' if note else ''}first {have:,} {word} images (of {size:,})"
+    return Dataset(
+        train={"x": _unit(arrays["x_train"]), "y": arrays["y_train"].astype(np.int32)},
+        test={"x": _unit(arrays["x_test"]), "y": arrays["y_test"].astype(np.int32)},
+        num_classes=len(arrays["class_names"]),
+        name=name,
+        note=note,
+        class_names=tuple(str(c) for c in arrays["class_names"]),
+    )
+
+
+def _prepare_command(name: str, root: Path) -> str:
+    return f"  python -c \"from fedjax_robust.data import prepare; prepare('{name}', '{root}')\""
+
+
+def _tfds_folder(name: str, root: Path) -> Path | None:
+    """The folder of the newest prepared version, or None."""
+    for parent in (root / "tfds" / name, root / name):
+        found = [
+            p for p in parent.glob("*/dataset_info.json") if re.fullmatch(r"[\d.]+", p.parent.name)
+        ]
+        if not found:
+            continue
+        folder = max(found, key=lambda p: [int(n) for n in p.parent.name.split(".") if n]).parent
+        if not any(".array_record" in p.name for p in folder.iterdir()):
+            raise ValueError(
+                f"{name} in {folder} was not prepared as array_record (TFDS writes tfrecord files "
+                "unless told otherwise), and only array_record files can be read without "
+                "tensorflow. Delete that folder or choose another data_dir, and prepare it again:\n"
+                f"{_prepare_command(name, root)}"
+            )
+        return folder
+    return None
+
+
+def _decode_tfds(name: str, folder: Path) -> Arrays:
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(folder))
+    arrays: Arrays = {}
+    for part in ("train", "test"):
+        source = builder.as_data_source(split=part)
+        records: Any = tqdm(
+            source, desc=f"decoding {name} {part}", delay=1.0, mininterval=1.0, leave=False
+        )
+        images, labels = zip(*((r["image"], r["label"]) for r in records), strict=True)
+        arrays[f"x_{part}"] = np.stack(images)
+        arrays[f"y_{part}"] = np.asarray(labels, np.uint8)
+    arrays["class_names"] = np.asarray(builder.info.features["label"].names)
+    return arrays
+
+
+# CH-MNIST
+
+
+def _ch_mnist(key: Key, data_dir: str | os.PathLike[str] | None) -> Dataset:
+    """Colorectal histology (Kather et al., Scientific Reports 6, 27988, 2016), gray, 64x64.
+
+    Fang et al. (USENIX Security 2020) use the csv and a random 4000/1000 split.
+    """
+    root = _data_dir(data_dir)
+    csv = next((p for d in _ch_mnist_folders(root) if (p := d / _CH_MNIST_CSV).is_file()), None)
+    tiles = None if csv else _tile_folder(root)
+    if csv:
+        arrays = cached("ch_mnist", [csv], lambda: _read_ch_mnist_csv(csv))
+        note = ""
+    elif tiles:
+        files = sorted(tiles.glob("0[1-8]_*/*.tif"))
+        if not files:
+            raise ValueError(
+                f"load('ch_mnist'): no tiles 01_TUMOR/*.tif ... 08_EMPTY/*.tif in {tiles}; "
+                "unpack the archive again"
+            )
+        arrays = cached("ch_mnist", files, lambda: _read_ch_mnist_tiles(files))
+        note = "; made from the RGB tiles (bilinear), not from the published 64x64 csv"
+    else:
+        raise FileNotFoundError(
+            f"load('ch_mnist'): neither {_CH_MNIST_CSV} nor {_CH_MNIST_TILES}/ is in "
+            f"{' or '.join(str(d) for d in _ch_mnist_folders(root))}. Point data_dir or "
+            "FEDJAX_ROBUST_DATA at the folder that holds one of them, or fetch it by hand:\n"
+            f"  {_CH_MNIST_CSV} from {_KAGGLE} (a free account is needed), "
+            f"to be put in {root / 'ch_mnist'}, or\n"
+            f"  {_CH_MNIST_TILES}.zip from {_ZENODO}, to be unpacked there"
+        )
+    train, test = _random_split(key, _unit(arrays["x"]), arrays["y"].astype(np.int32))
+    images = len(arrays["y"])
+    split = f"random split {len(train['y'])}/{len(test['y'])}"
+    if images != _CH_MNIST_IMAGES:
+        split += f" of {images:,} images (the published set has {_CH_MNIST_IMAGES:,})"
+    return Dataset(train, test, 8, "ch_mnist", split + note, _TISSUES)
+
+
+def _ch_mnist_folders(root: Path) -> tuple[Path, Path]:
+    return root, root / "ch_mnist"
+
+
+def _tile_folder(root: Path) -> Path | None:
+    # Kaggle's copy nests the folder in itself and spells the outer one in lower case.
+    for base in _ch_mnist_folders(root):
+        for spelling in (_CH_MNIST_TILES, _CH_MNIST_TILES.lower()):
+            for folder in (base / spelling / _CH_MNIST_TILES, base / spelling):
+                if folder.is_dir():
+                    return folder
+    return None
+
+
+def _read_ch_mnist_csv(path: Path) -> Arrays:
+    """Columns pixel0000 .. pixel4095 (row by row, 0 .. 255) and label (1 .. 8)."""
+    with path.open() as file:
+        header = file.readline().strip().replace('"', "").split(",")
+    if len(header) != 4097 or header[-1] != "label":
+        raise ValueError(
+            f"{path} must have the 4,097 columns pixel0000,...,pixel4095,label, got {len(header)} "
+            f"with the last one named {header[-1]!r}; take {_CH_MNIST_CSV}, not another size"
+        )
+    table = np.loadtxt(path, np.int32, delimiter=",", skiprows=1, ndmin=2)
+    x, y = table[:, :-1], table[:, -1]
+    if not len(y) or x.min() < 0 or x.max() > 255 or y.min() < 1 or y.max() > 8:
+        raise ValueError(
+            f"{path} must hold pixels in 0..255 and labels in 1..8; it is damaged, fetch it again"
+        )
+    return {"x": x.reshape(-1, 64, 64, 1).astype(np.uint8), "y": (y - 1).astype(np.uint8)}
+
+
+def _read_ch_mnist_tiles(files: list[Path]) -> Arrays:
+    from PIL import Image
+
+    images = []
+    for path in tqdm(files, desc="decoding ch_mnist", delay=1.0, mininterval=1.0, leave=False):
+        with Image.open(path) as tile:
+            gray = tile.convert("L").resize((64, 64), Image.Resampling.BILINEAR)
+        images.append(np.asarray(gray, np.uint8)[..., None])
+    labels = [int(path.parent.name[:2]) - 1 for path in files]
+    return {"x": np.stack(images), "y": np.asarray(labels, np.uint8)}
+
+
+# Folders and the cache
+
+
+def _data_dir(data_dir: str | os.PathLike[str] | None) -> Path:
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(data_dir or os.environ.get("FEDJAX_ROBUST_DATA") or default).expanduser().absolute()
+
+
+def _cache_dir() -> Path:
+    folder = os.environ.get("FEDJAX_ROBUST_CACHE") or "~/.cache/fedjax_robust"
+    return Path(folder).expanduser().absolute()
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float32) / np.float32(255)
+
+
+def cached(name: str, files: list[Path], decode: Callable[[], Arrays]) -> Arrays:
+    """``decode()``, or what it returned before for the same files.
+
+    The cache file is ``<cache>/<name>-<hash of the files' folder>.npz``, written to a temporary
+    file and renamed, so that readers and other writers never see a part of it. It holds a SHA-256
+    of its content and the files' paths, sizes and modification times; it is made again when either
+    does not fit. If the folder cannot be written, a warning is given and the arrays are returned
+    all the same.
+
+    Args:
+      name: first part of the file name.
+      files: what the arrays depend on; at least one.
+      decode: () -> arrays by name, of any dtype but object.
+    """
+    stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    source = json.dumps(["fedjax_robust cache 1", stats])
+    folder_hash = hashlib.sha256(str(files[0].parent).encode()).hexdigest()[:12]
+    path = _cache_dir() / f"{name}-{folder_hash}.npz"
+    arrays = _read_cache(path, source)
+    if arrays is None:
+        arrays = decode()
+        _write_cache(path, source, arrays)
+    return arrays
+
+
+def _checksum(source: str, arrays: Arrays) -> str:
+    digest = hashlib.sha256(source.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _read_cache(path: Path, source: str) -> Arrays | None:
+    """The cached arrays; None if there are none, if they are of another source or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        same_source = str(arrays.pop("_source")) == source
+        checksum = str(arrays.pop("_sha256"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except Exception as error:
+        warnings.warn(f"the cache file {path} is damaged ({error}); making it again", stacklevel=2)
+        return None
+    if not same_source:
+        return None
+    if _checksum(source, arrays) != checksum:
+        warnings.warn(f"the cache file {path} fails its checksum; making it again", stacklevel=2)
+        return None
+    return arrays
+
+
+def _write_cache(path: Path, source: str, arrays: Arrays) -> None:
+    content: dict[str, Any] = {
+        **arrays,
+        "_source": np.asarray(source),
+        "_sha256": np.asarray(_checksum(source, arrays)),
+    }
+    try:
+        with written_atomically(path) as file:
+            np.savez(file, **content)
+    except OSError as error:
+        warnings.warn(
+            f"cannot write the cache file {path} ({error}), so decoding is repeated next time; "
+            "set FEDJAX_ROBUST_CACHE to a folder that can be written",
+            stacklevel=2,
+        )

@@ -1,0 +1,111 @@
+"""What to measure: functions of the parameters for ``run(evaluate=...)``, and detection figures.
+
+All rates are fractions in [0, 1]. The test data travel as arguments of the compiled program
+(``jax.tree_util.Partial``), not as constants in it.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from fedjax_robust.types import Array, Batch, Evaluate, Info, Task
+
+
+def predict(task: Task, params: Array, x: Array, *, chunk: int = 1000) -> Array:
+    """Predicted classes, at most ``chunk`` examples at a time: (d,), x (E, ...) -> (E,) int32."""
+    number = x.shape[0]
+    chunks = -(-number // min(chunk, number))
+    size = -(-number // chunks)
+    padded = jnp.pad(x, ((0, chunks * size - number), *[(0, 0)] * (x.ndim - 1)))
+    logits = jax.lax.map(
+        lambda part: task.logits(params, part), padded.reshape(chunks, size, *x.shape[1:])
+    )
+    return jnp.argmax(logits, axis=-1).reshape(-1)[:number].astype(jnp.int32)
+
+
+def test_error(task: Task, test: Batch, *, chunk: int = 1000) -> Evaluate:
+    """Testing error rate: ``test_error``, the share of examples classified wrongly.
+
+    Args:
+      task: the learning problem.
+      test: ``x`` (E, ...) and ``y`` (E,).
+      chunk: examples evaluated at a time, which bounds memory.
+    """
+
+    def evaluate(x: Array, y: Array, params: Array) -> dict[str, Array]:
+        return {"test_error": jnp.mean(predict(task, params, x, chunk=chunk) != y)}
+
+    return Partial(evaluate, jnp.asarray(test["x"]), jnp.asarray(test["y"]))
+
+
+def per_class_error(task: Task, test: Batch, num_classes: int, *, chunk: int = 1000) -> Evaluate:
+    """``per_class_error`` (num_classes,): for each true label, the share of its examples classified
+    wrongly; NaN for a label without examples. Arguments as in ``test_error``."""
+
+    def evaluate(x: Array, y: Array, params: Array) -> dict[str, Array]:
+        label = y == jnp.arange(num_classes)[:, None]
+        wrong = label & (predict(task, params, x, chunk=chunk) != y)
+        return {"per_class_error": jnp.sum(wrong, axis=1) / jnp.sum(label, axis=1)}
+
+    return Partial(evaluate, jnp.asarray(test["x"]), jnp.asarray(test["y"]))
+
+
+def attack_success(task: Task, triggered: Batch, target: int, *, chunk: int = 1000) -> Evaluate:
+    """Attack success rate: ``attack_success``, the share of triggered examples classified as the target.
+
+    Examples whose true label is the target do not count, as in FLTrust and DBA; counting them would
+    credit a clean model with up to 1 / classes.
+
+    Args:
+      task: the learning problem.
+      triggered: ``x`` (E, ...) with the trigger, ``y`` (E,) the *true* labels.
+      target: the label the attacker wants.
+      chunk: examples evaluated at a time.
+    """
+
+    def evaluate(x: Array, y: Array, params: Array) -> dict[str, Array]:
+        counted = y != target
+        hit = counted & (predict(task, params, x, chunk=chunk) == target)
+        return {"attack_success": jnp.sum(hit) / jnp.sum(counted)}
+
+    return Partial(evaluate, jnp.asarray(triggered["x"]), jnp.asarray(triggered["y"]))
+
+
+def together(*evaluations: Evaluate) -> Evaluate:
+    """Several evaluations as one.
+
+    Raises:
+      ValueError: if two of them use the same name.
+    """
+
+    def evaluate(parts: tuple[Evaluate, ...], params: Array) -> dict[str, Array]:
+        results: dict[str, Array] = {}
+        for part in parts:
+            new = part(params)
+            if clash := {*results} & {*new}:
+                raise ValueError(f"two evaluations are called {sorted(clash)}; rename one")
+            results |= new
+        return results
+
+    wrapped = (e if isinstance(e, Partial) else Partial(e) for e in evaluations)
+    return Partial(evaluate, tuple(wrapped))
+
+
+def detection(selected: Array, malicious: Array) -> Info:
+    """How well a rule that selects rows told malicious from honest ones.
+
+    Args:
+      selected: (..., n) bool, rows that entered the aggregate (``history["selected"]``).
+      malicious: (..., n) bool (``history["malicious"]``).
+
+    Returns:
+      ``precision``, the malicious share of the removed rows, and ``recall``, the removed share of the
+      malicious rows, each (...); NaN where nothing was removed, or nobody was malicious.
+    """
+    caught = jnp.sum(~selected & malicious, axis=-1)
+    return {
+        "precision": caught / jnp.sum(~selected, axis=-1),
+        "recall": caught / jnp.sum(malicious, axis=-1),
+    }

@@ -1,0 +1,125 @@
+"""Array kernels that rules and attacks share.
+
+One mechanism for everything that must not count, ``weight 0 = absent``: rows with NaN or Inf, blocked
+or empty clients, padding. Replacing such a row by zeros would be wrong: zeros look honest to Krum.
+"""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from fedjax_robust.sorting import sort_clients
+from fedjax_robust.types import Array
+
+_FAR = 10.0  # rows longer than this many median norms do not take part in the centre
+
+
+def drop_non_finite(updates: Array, weights: Array) -> tuple[Array, Array]:
+    """Make rows that hold a NaN or Inf absent, and clear absent rows.
+
+    Args:
+      updates: (n, d).
+      weights: (n,) >= 0; a negative or NaN weight counts as 0.
+
+    Returns:
+      (n, d) with absent rows zero, and (n,) weights with 0 for absent rows.
+    """
+    chex.assert_rank([updates, weights], [2, 1])
+    chex.assert_equal_shape_prefix([updates, weights], 1)
+    present = (weights > 0) & jnp.all(jnp.isfinite(updates), axis=1)
+    return jnp.where(present[:, None], updates, 0), jnp.where(present, weights, 0)
+
+
+def weighted_mean(updates: Array, weights: Array) -> Array:
+    """Weighted mean of the rows: (n, d), (n,) >= 0 -> (d,); zero if every weight is 0.
+
+    Weights are normalised first, so that rows up to the largest float do not overflow the sum.
+    """
+    total = jnp.sum(weights)
+    shares = weights / jnp.where(total > 0, total, 1)
+    return jnp.dot(shares, updates, precision="highest")
+
+
+def sort_present(
+    updates: Array, present: Array, low: int = 0, high: int | None = None
+) -> tuple[Array, Array, Array]:
+    """Sort every column, absent rows pushed outwards in turn to +inf and -inf.
+
+    The present values then occupy the middle, so that a network pruned to the middle ranks serves any
+    number of absent rows.
+
+    Args:
+      updates: (n, d), finite in present rows.
+      present: (n,) bool.
+      low, high: the ranks wanted, 0 <= low < high <= n.
+
+    Returns:
+      values (high - low, d) of ranks low .. high - 1; the rank of the smallest present value, ();
+      the number of present rows, ().
+    """
+    n = updates.shape[0]
+    absent_order = jnp.cumsum(~present)  # 1, 2, 3, ... on absent rows
+    outwards = jnp.where(absent_order % 2 == 1, jnp.inf, -jnp.inf)
+    filled = jnp.where(present[:, None], updates, outwards[:, None].astype(updates.dtype))
+    count = jnp.sum(present)
+    return sort_clients(filled, low, high), (n - count) // 2, count
+
+
+def coordinate_median(updates: Array, present: Array) -> Array:
+    """Median of each column over present rows, the mean of the two middle values if their number is
+    even: (n, d), (n,) bool -> (d,); zero if no row is present."""
+    n = updates.shape[0]
+    low, high = max((n - 2) // 2, 0), n // 2 + 1
+    values, start, count = sort_present(updates, present, low, high)
+    return middle_of_sorted(values, start - low, count)
+
+
+def middle_of_sorted(values: Array, start: Array, count: Array) -> Array:
+    """Median of ``count`` ascending values (k, d) that begin at row ``start`` -> (d,); zero if none."""
+    below = jnp.take(values, start + (count - 1) // 2, axis=0, mode="clip")
+    above = jnp.take(values, start + count // 2, axis=0, mode="clip")
+    return jnp.where(count > 0, 0.5 * below + 0.5 * above, 0)
+
+
+def pairwise_squared_distances(x: Array, present: Array) -> Array:
+    """Squared Euclidean distances between rows by one Gram matrix.
+
+    Float32 Gram distances lose everything when rows share a large offset, so rows are centred first:
+    on the mean of the present rows, without rows longer than 10 median norms (a single row of 1e30
+    would otherwise drown the others). The distance does not depend on the centre, so it has no
+    gradient.
+
+    Args:
+      x: (n, d), finite in present rows.
+      present: (n,) bool.
+
+    Returns:
+      (n, n), >= 0; +inf where a row is absent or the square overflows.
+    """
+    chex.assert_rank([x, present], [2, 1])
+    norms = jnp.sqrt(jnp.sum(jnp.square(jax.lax.stop_gradient(x)), axis=1))
+    typical = jnp.nanmedian(jnp.where(present, norms, jnp.nan))
+    near = present & (norms <= _FAR * typical)
+    centre = jax.lax.stop_gradient(
+        weighted_mean(jnp.where(near[:, None], x, 0), near.astype(x.dtype))
+    )
+    x = jnp.where(present[:, None], x - centre, 0)
+    gram = jnp.dot(x, x.T, precision="highest")
+    squares = jnp.diagonal(gram)
+    distances = jnp.maximum(squares[:, None] + squares[None, :] - 2 * gram, 0)
+    valid = present[:, None] & present[None, :] & ~jnp.isnan(distances)
+    return jnp.where(valid, distances, jnp.inf)
+
+
+def safe_norm(x: Array, axis: int = -1) -> Array:
+    """Euclidean norm with gradient 0 instead of NaN at 0: (..., d) -> (...)."""
+    squares = jnp.sum(jnp.square(x), axis=axis)
+    positive = squares > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
+
+
+def changing_direction(update: Array) -> Array:
+    """Fang et al. 2020, section 3.1: s_j = 1 where the parameter increases, else -1. (d,) -> (d,)."""
+    return jnp.where(update > 0, 1.0, -1.0).astype(update.dtype)

@@ -1,0 +1,588 @@
+"""Slow, obvious NumPy float64 definitions, written from the papers, to check the JAX code against.
+
+Minghong Fang, Xiaoyu Cao, Jinyuan Jia, Neil Zhenqiang Gong, "Local Model Poisoning Attacks to
+Byzantine-Robust Federated Learning", USENIX Security 2020 ("the paper"; sections, equations and
+appendices below are its own). Its m workers are our ``n`` clients; its c compromised workers are
+the malicious rows, and the rules' assumed number of them is ``f``.
+
+Conventions, where the paper leaves room:
+
+* Rows are *updates*, local model - received global model, so w_Re is the zero vector. Every rule
+  here commutes with translations, hence updates and models give the same result. (The trim attack's
+  factor b does not: see ``fang_trim_full_interval``.)
+* A row of weight 0, or with a NaN or an infinity in it, is deleted before anything is computed.
+  ``f`` stays what the caller said, counts are those of the rows left. If no row is left, the
+  aggregate is zero: the model does not move.
+* Ties between rows go to the lowest index.
+* A count of neighbours or of kept values that comes out below 1 is raised to 1.
+
+No JAX, no float32 and no import of the package in this file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+Array = np.ndarray
+Aggregate = Callable[[Array], Array]
+
+
+def _float64(x: Array) -> Array:
+    return np.array(x, dtype=np.float64)
+
+
+def present(updates: Array, weights: Array | None = None) -> tuple[Array, Array, Array]:
+    """The rows that take part, their weights and their indices in ``updates`` (n, d).
+
+    A row takes part if its weight (default 1) is > 0 and all its entries are finite.
+    """
+    updates = _float64(updates)
+    weights = np.ones(len(updates)) if weights is None else _float64(weights)
+    kept = [i for i in range(len(updates)) if weights[i] > 0 and np.all(np.isfinite(updates[i]))]
+    index = np.array(kept, dtype=np.int64)
+    return updates[index], weights[index], index
+
+
+# --- Aggregation rules (section 2.2) -------------------------------------------------------------
+
+
+def mean(updates: Array, weights: Array | None = None) -> Array:
+    """Section 2.2, mean: the weighted average of the rows (FedAvg)."""
+    rows, weights, _ = present(updates, weights)
+    total = np.zeros(rows.shape[1])
+    for row, weight in zip(rows, weights, strict=True):
+        total = total + weight * row
+    return total / np.sum(weights) if len(rows) else total
+
+
+def median(updates: Array, weights: Array | None = None) -> Array:
+    """Section 2.2, median: per coordinate; of an even number, the mean of the two middle values.
+
+    Weights only decide which rows are present.
+    """
+    rows, _, _ = present(updates, weights)
+    result = np.zeros(rows.shape[1])
+    for j in range(rows.shape[1]) if len(rows) else ():
+        result[j] = _middle(rows[:, j])
+    return result
+
+
+def _middle(values: Array) -> float:
+    ordered = sorted(values)
+    half = len(ordered) // 2
+    if len(ordered) % 2:
+        return ordered[half]
+    return (ordered[half - 1] + ordered[half]) / 2
+
+
+def trimmed_mean(updates: Array, f: int, weights: Array | None = None) -> Array:
+    """Section 2.2, trimmed mean with beta = f: drop the f lowest and the f highest per coordinate.
+
+    Weights only decide which rows are present. With r < 2f + 1 rows, f becomes (r - 1) // 2: the
+    largest that leaves something, which makes it the median.
+    """
+    rows, _, _ = present(updates, weights)
+    result = np.zeros(rows.shape[1])
+    if len(rows) == 0:
+        return result
+    f = min(f, (len(rows) - 1) // 2)
+    for j in range(rows.shape[1]):
+        ordered = sorted(rows[:, j])
+        kept = ordered[f : len(ordered) - f]
+        result[j] = sum(kept) / len(kept)
+    return result
+
+
+def pairwise_squared_distances(x: Array) -> Array:
+    """(n, d) -> (n, n), the squared Euclidean distance of every two rows, by subtraction."""
+    x = _float64(x)
+    distances = np.zeros((len(x), len(x)))
+    for i in range(len(x)):
+        for j in range(len(x)):
+            distances[i, j] = np.sum((x[i] - x[j]) ** 2)
+    return distances
+
+
+def krum_scores(updates: Array, f: int, neighbours: int | None = None) -> Array:
+    """Section 2.2, Krum: each row's sum of squared distances to its n - f - 2 closest others.
+
+    A row is not its own neighbour. ``neighbours`` replaces n - f - 2; at least 1, at most n - 1.
+    All rows must be present.
+    """
+    n = len(updates)
+    count = max(n - f - 2 if neighbours is None else neighbours, 1)
+    distances = pairwise_squared_distances(updates)
+    scores = np.zeros(n)
+    for i in range(n):
+        others = sorted(distances[i, j] for j in range(n) if j != i)
+        scores[i] = sum(others[:count])
+    return scores
+
+
+def krum_index(
+    updates: Array, f: int, weights: Array | None = None, neighbours: int | None = None
+) -> int:
+    """Section 2.2: the row of ``updates`` that Krum selects; -1 if none is present."""
+    rows, _, index = present(updates, weights)
+    if len(rows) == 0:
+        return -1
+    return int(index[_lowest(krum_scores(rows, f, neighbours))])
+
+
+def _lowest(scores: Array) -> int:
+    best = 0
+    for i in range(1, len(scores)):
+        if scores[i] < scores[best]:
+            best = i
+    return best
+
+
+def krum(
+    updates: Array, f: int, weights: Array | None = None, neighbours: int | None = None
+) -> Array:
+    """Section 2.2, Krum: the row with the lowest score."""
+    i = krum_index(updates, f, weights, neighbours)
+    return np.zeros(np.shape(updates)[1]) if i < 0 else _float64(updates[i])
+
+
+def multi_krum_selection(
+    updates: Array, f: int, m: int | None = None, weights: Array | None = None
+) -> list[int]:
+    """The m rows of lowest Krum score, computed once, best first (Blanchard et al. 2017).
+
+    m is n - f by default, n counting the rows present; at least 1, at most all of them.
+    """
+    rows, _, index = present(updates, weights)
+    if len(rows) == 0:
+        return []
+    scores = krum_scores(rows, f)
+    order = sorted(range(len(rows)), key=lambda i: (scores[i], i))
+    count = max(len(rows) - f if m is None else m, 1)
+    return [int(index[i]) for i in order[:count]]
+
+
+def multi_krum(updates: Array, f: int, m: int | None = None, weights: Array | None = None) -> Array:
+    """The unweighted mean of the rows that ``multi_krum_selection`` lists."""
+    selected = multi_krum_selection(updates, f, m, weights)
+    return mean(_float64(updates)[selected])
+
+
+def bulyan_selection(
+    updates: Array, f: int, weights: Array | None = None, one_shot: bool = False
+) -> list[int]:
+    """Section 2.2 and Appendix A: the theta = n - 2f rows that Bulyan selects, in that order.
+
+    Krum is run on the rows that remain and its choice is moved to the selected ones, theta times;
+    with r rows remaining it counts r - f - 2 neighbours (at least 1). ``one_shot`` is a variant in
+    use elsewhere: the theta rows of lowest score among all.
+    """
+    rows, _, index = present(updates, weights)
+    if len(rows) == 0:
+        return []
+    theta = max(len(rows) - 2 * f, 1)
+    if one_shot:
+        return multi_krum_selection(updates, f, theta, weights)
+    remaining = list(range(len(rows)))
+    selected: list[int] = []
+    while len(selected) < theta:
+        best = _lowest(krum_scores(rows[remaining], f))
+        selected.append(remaining.pop(best))
+    return [int(index[i]) for i in selected]
+
+
+def bulyan(updates: Array, f: int, weights: Array | None = None, one_shot: bool = False) -> Array:
+    """Section 2.2 and Appendix A: Krum's theta rows, then the mean of the values near the median.
+
+    Per coordinate, the mean of the gamma = theta - 2f (at least 1) selected values that are closest
+    to the median of the selected values; of two equally close ones, the lower value comes first.
+    """
+    selected = _float64(updates)[bulyan_selection(updates, f, weights, one_shot)]
+    result = np.zeros(selected.shape[1])
+    if len(selected) == 0:
+        return result
+    gamma = max(len(selected) - 2 * f, 1)
+    for j in range(selected.shape[1]):
+        middle = _middle(selected[:, j])
+        closest = sorted(selected[:, j], key=lambda value: (abs(value - middle), value))
+        result[j] = sum(closest[:gamma]) / gamma
+    return result
+
+
+# --- Attacks (sections 3 and 4.1, Appendix B and C) ----------------------------------------------
+
+
+def replace_rows(updates: Array, malicious: Array, row: Array) -> Array:
+    """The matrix after the attack: every malicious row of ``updates`` replaced by ``row``."""
+    attacked = _float64(updates)
+    for i in range(len(attacked)):
+        if malicious[i]:
+            attacked[i] = row
+    return attacked
+
+
+def gaussian_moments(updates: Array) -> tuple[Array, Array]:
+    """Section 4.1, Gaussian attack: mean and standard deviation of each column over all n rows.
+
+    The standard deviation divides by n (the maximum likelihood estimate of the fitted Gaussian).
+    """
+    updates = _float64(updates)
+    centre = np.sum(updates, axis=0) / len(updates)
+    return centre, np.sqrt(np.sum((updates - centre) ** 2, axis=0) / len(updates))
+
+
+def changing_direction(vector: Array) -> Array:
+    """Sections 3.1 and 3.2: s_j = 1 where the update is larger than 0, otherwise (also at 0) -1."""
+    return np.array([1.0 if value > 0 else -1.0 for value in _float64(vector)])
+
+
+class KrumAttack(NamedTuple):
+    """What solving Equation 2 gives: every malicious row sends -lam * direction."""
+
+    lam: float
+    direction: Array
+    """(d,) of +-1."""
+    found: bool
+    """Krum selects a crafted row at ``lam``. If not, ``lam`` is the first one below threshold."""
+    halvings: int
+
+
+class PartialKrumAttack(NamedTuple):
+    """What solving Equation 4 gives."""
+
+    lam: float
+    direction: Array
+    found: bool
+    copies: int
+    """Crafted rows in the simulation when the search ended."""
+
+
+def _lambda_bound(rows: Array, neighbours: int, benign_neighbours: int) -> float:
+    """Equation 8, with its two counts left open. ``rows`` play the benign clients."""
+    rows = _float64(rows)
+    d = rows.shape[1]
+    least = float(np.min(krum_scores(rows, 0, max(neighbours, 1))))
+    farthest = max(math.sqrt(np.sum(row**2)) for row in rows)
+    return math.sqrt(least / (max(benign_neighbours, 1) * d)) + farthest / math.sqrt(d)
+
+
+def fang_krum_bound(benign: Array, n: int, c: int) -> float:
+    """Theorem 1, Equation 3: the upper bound of lambda, from the n - c benign updates (n - c, d).
+
+    sqrt(min_i sum of the n - c - 2 smallest D^2(w_l, w_i) over benign l != i / ((n - 2c - 1) d))
+    + max_i D(w_i, w_Re) / sqrt(d). There are n - c - 1 other benign rows, so all but the farthest
+    count.
+
+    It needs n - 2c - 1 >= 1. Otherwise the crafted rows fill each other's neighbourhoods, their
+    score is 0 at any lambda and nothing bounds it; the divisor is then 1, a mere starting point.
+    """
+    if len(benign) != n - c:
+        raise ValueError(f"n - c benign rows are needed, got {len(benign)} with n={n}, c={c}")
+    return _lambda_bound(benign, n - c - 2, n - 2 * c - 1)
+
+
+def fang_krum_full_lambda(
+    updates: Array,
+    malicious: Array,
+    f: int | None = None,
+    threshold: float = 1e-5,
+    deviation_goal: bool = False,
+) -> KrumAttack:
+    """Section 3.2, full knowledge: solve Equation 2 by halving from Theorem 1's bound.
+
+    ``updates`` (n, d) are those before the attack, all present. Krum's f is the number c of
+    malicious rows by default; another f changes Krum, the bound stays that of c. All malicious rows
+    are equal while lambda is sought; lambda is accepted if Krum selects any of them. The bound is
+    tried first, however small. Appendix B's deviation goal has direction 1 everywhere.
+    """
+    updates = _float64(updates)
+    malicious = np.asarray(malicious, dtype=bool)
+    n, d = updates.shape
+    c = int(np.sum(malicious))
+    f = c if f is None else f
+    direction = np.ones(d) if deviation_goal else changing_direction(krum(updates, f))
+    lam = fang_krum_bound(updates[~malicious], n, c)
+    halvings = 0
+    while True:
+        if malicious[krum_index(replace_rows(updates, malicious, -lam * direction), f)]:
+            return KrumAttack(lam, direction, True, halvings)
+        lam = lam / 2
+        halvings += 1
+        if lam < threshold:
+            return KrumAttack(lam, direction, False, halvings)
+
+
+def fang_krum_partial_bound(own: Array, copies: int, f: int) -> float:
+    """Section 3.2, partial knowledge, "similar to Theorem 1": the bound of lambda in Equation 4.
+
+    Appendix C with the c own rows as the benign ones and k crafted copies, so m = c + k. Krum sums
+    q = c + k - f - 2 distances. Those from a crafted row to the k - 1 other copies are 0, so at
+    least p = q - (k - 1) = c - f - 1 own rows count in its score (Equation 7), each with at least
+    (sqrt(d) lambda - max_i D(w_i, w_Re))^2 once lambda is past that maximum / sqrt(d). On the right
+    of Equation 6, an own row's q nearest of all rows are no farther than its q nearest own rows.
+    Solved for lambda:
+
+        lambda <= sqrt(min_i sum of the q smallest D^2 among other own rows / (p d))
+                  + max_i D(w_i, w_Re) / sqrt(d)
+
+    With f = k: q = c - 2, p = c - k - 1, which is Equation 3 with m = c + k and k attackers.
+    If p < 1 (f = k: from k = c - 1 on), the copies fill each other's neighbourhoods, score 0 and
+    win at any lambda: there is no bound, and p = 1 serves to start somewhere finite. If q < 1 Krum
+    counts 1 neighbour, and so does the sum. If q > c - 1 (an f < k - 1), all c - 1 others are
+    summed; then this is no proven bound either.
+    """
+    c = len(own)
+    return _lambda_bound(own, c + copies - f - 2, c - f - 1)
+
+
+def fang_krum_partial_lambda(
+    own: Array,
+    threshold: float = 1e-5,
+    simulated_f: Callable[[int], int] = lambda copies: copies,
+    deviation_goal: bool = False,
+) -> PartialKrumAttack:
+    """Section 3.2, partial knowledge: solve Equation 4 with 1, 2, ... crafted copies.
+
+    ``own`` (c, d) are the compromised clients' updates before the attack; the direction is that of
+    their mean. For k = 1, 2, ..., c crafted copies, placed after the own rows (so that ties go to
+    an own row), lambda is halved from the bound for that k until Krum with f = simulated_f(k)
+    selects a copy; below the threshold, the next k is tried. If none succeeds, the last lambda of
+    k = c is returned.
+    """
+    own = _float64(own)
+    c, d = own.shape
+    direction = np.ones(d) if deviation_goal else changing_direction(np.sum(own, axis=0) / c)
+    lam = 0.0
+    for copies in range(1, c + 1):
+        f = simulated_f(copies)
+        lam = fang_krum_partial_bound(own, copies, f)
+        while True:
+            rows = np.concatenate([own, [-lam * direction] * copies])
+            if krum_index(rows, f) >= c:
+                return PartialKrumAttack(lam, direction, True, copies)
+            lam = lam / 2
+            if lam < threshold:
+                break
+    return PartialKrumAttack(lam, direction, False, c)
+
+
+def fang_trim_full_interval(
+    updates: Array,
+    params: Array,
+    malicious: Array,
+    direction: Array,
+    b: float = 2.0,
+    in_model_space: bool = True,
+) -> tuple[Array, Array]:
+    """Section 3.3, full knowledge: per coordinate the interval to sample from, as updates.
+
+    With max and min over the benign rows: for s_j = -1, [max, b max] if max > 0, else [max, max/b];
+    for s_j = 1, [min/b, min] if min > 0, else [b min, min]. The paper's numbers are local *model*
+    parameters (``in_model_space``: params + updates, and params (d,) is subtracted at the end).
+    With False the same is done on the updates, as the authors' code does on gradients.
+    """
+    updates, params = _float64(updates), _float64(params)
+    origin = params if in_model_space else np.zeros_like(params)
+    benign = [updates[i] + origin for i in range(len(updates)) if not malicious[i]]
+    low, high = np.zeros(len(origin)), np.zeros(len(origin))
+    for j in range(len(origin)):
+        largest = max(row[j] for row in benign)
+        smallest = min(row[j] for row in benign)
+        if direction[j] == -1:
+            low[j] = largest
+            high[j] = b * largest if largest > 0 else largest / b
+        else:
+            low[j] = smallest / b if smallest > 0 else b * smallest
+            high[j] = smallest
+    return low - origin, high - origin
+
+
+def fang_trim_partial_interval(
+    own: Array, low: float = 3.0, high: float = 4.0, direction: Array | None = None
+) -> tuple[Array, Array]:
+    """Section 3.3, partial knowledge: the interval from the own rows' mean mu and deviation sigma.
+
+    s_j = -1: [mu + 3 sigma, mu + 4 sigma]; s_j = 1: [mu - 4 sigma, mu - 3 sigma]. The direction is
+    that of the own rows' mean unless given; sigma divides by c. Updates and models agree here.
+    """
+    mu, sigma = gaussian_moments(own)
+    s = changing_direction(mu) if direction is None else direction
+    near, far = mu - s * low * sigma, mu - s * high * sigma
+    return np.minimum(near, far), np.maximum(near, far)
+
+
+def fang_trim_deviation_interval(
+    updates: Array,
+    params: Array,
+    malicious: Array,
+    aggregate: Aggregate,
+    b: float = 2.0,
+    in_model_space: bool = True,
+) -> tuple[Array, Array]:
+    """Appendix B, trimmed mean: the interval beyond max or min, whichever deviates the rule more.
+
+    Per coordinate, the malicious values are all put at the benign max, then all at the benign min;
+    the side whose aggregate lies farther from the before-attack one wins, the upper side on ties.
+    """
+    updates = _float64(updates)
+    benign = updates[~np.asarray(malicious, dtype=bool)]
+    before = aggregate(updates)
+    upper = aggregate(replace_rows(updates, malicious, np.max(benign, axis=0)))
+    lower = aggregate(replace_rows(updates, malicious, np.min(benign, axis=0)))
+    direction = np.where(np.abs(upper - before) >= np.abs(lower - before), -1.0, 1.0)
+    return fang_trim_full_interval(updates, params, malicious, direction, b, in_model_space)
+
+
+def label_flip(y: Array, num_classes: int) -> Array:
+    """Section 4.1, label flipping attack: l -> L - l - 1."""
+    return np.array([num_classes - int(label) - 1 for label in y])
+
+
+# --- Metrics -------------------------------------------------------------------------------------
+
+
+def precision_recall(removed: Array, malicious: Array) -> tuple[float, float]:
+    """Of the removed rows, the share that is malicious; of the malicious rows, the share removed.
+
+    NaN where the denominator is 0.
+    """
+    both = sum(bool(r) and bool(m) for r, m in zip(removed, malicious, strict=True))
+    num_removed, num_malicious = int(np.sum(removed)), int(np.sum(malicious))
+    precision = both / num_removed if num_removed else math.nan
+    recall = both / num_malicious if num_malicious else math.nan
+    return precision, recall
+
+
+def test_error(logits: Array, y: Array) -> float:
+    """Section 4.1, testing error rate: the share of examples whose largest logit is not at y.
+
+    The lowest class wins a tie; a NaN counts as the largest (``np.argmax``).
+    """
+    wrong = [int(np.argmax(row)) != int(label) for row, label in zip(logits, y, strict=True)]
+    return sum(wrong) / len(wrong)
+
+
+test_error.__test__ = False  # type: ignore[attr-defined]  # not a test, whoever imports it
+
+
+def per_class_error(logits: Array, y: Array) -> Array:
+    """(classes,): ``test_error`` over the examples of each true class; NaN for a class without."""
+    logits, y = np.asarray(logits), np.asarray(y)
+    errors = np.full(logits.shape[1], math.nan)
+    for label in range(logits.shape[1]):
+        if np.any(y == label):
+            errors[label] = test_error(logits[y == label], y[y == label])
+    return errors
+
+
+# --- Training (section 2.1) ----------------------------------------------------------------------
+
+
+def softmax(logits: Array) -> Array:
+    """(classes,) -> (classes,) probabilities."""
+    powers = np.exp(logits - np.max(logits))
+    return powers / np.sum(powers)
+
+
+def softmax_regression_sgd(
+    weights: Array,
+    bias: Array,
+    batches: Sequence[tuple[Array, ...]],
+    learning_rate: float,
+    momentum: float = 0.0,
+) -> tuple[Array, Array]:
+    """Section 2.1, step II for multi-class logistic regression: the update (of weights, of bias).
+
+    weights (features, classes), bias (classes,). A batch is (x (b, features), y (b,)) or
+    (x, y, mask (b,)); its loss is the mean cross-entropy of the examples, weighted by the mask, and
+    0 if the mask is all 0. Heavy-ball momentum from zero: v <- momentum v + gradient, then
+    w <- w - learning_rate v.
+    """
+    w, b = _float64(weights), _float64(bias)
+    velocity_w, velocity_b = np.zeros_like(w), np.zeros_like(b)
+    for x, y, *rest in batches:
+        x = _float64(x)
+        mask = _float64(rest[0]) if rest else np.ones(len(x))
+        gradient_w, gradient_b = np.zeros_like(w), np.zeros_like(b)
+        for example in range(len(x)):
+            residual = softmax(x[example] @ w + b)
+            residual[y[example]] -= 1.0
+            gradient_w += mask[example] * np.outer(x[example], residual)
+            gradient_b += mask[example] * residual
+        total = np.sum(mask) if np.sum(mask) > 0 else 1.0
+        velocity_w = momentum * velocity_w + gradient_w / total
+        velocity_b = momentum * velocity_b + gradient_b / total
+        w = w - learning_rate * velocity_w
+        b = b - learning_rate * velocity_b
+    return w - _float64(weights), b - _float64(bias)
+
+
+def federated_round(
+    weights: Array,
+    bias: Array,
+    client_batches: Sequence[Sequence[tuple[Array, ...]]],
+    aggregate: Aggregate,
+    learning_rate: float,
+    momentum: float = 0.0,
+    attack: Callable[[Array], Array] = lambda updates: updates,
+) -> tuple[Array, Array, Array]:
+    """Section 2.1, steps I to III: the new weights and bias, and the updates the server received.
+
+    A row of the updates (n, features * classes + classes) is the weights' change, row by row, then
+    the bias's. ``attack`` maps the updates before the attack to those after it.
+    """
+    rows = []
+    for batches in client_batches:
+        change_w, change_b = softmax_regression_sgd(weights, bias, batches, learning_rate, momentum)
+        rows.append(np.concatenate([change_w.ravel(), change_b]))
+    updates = attack(np.array(rows))
+    change = aggregate(updates)
+    split = np.size(weights)
+    new_weights = _float64(weights) + change[:split].reshape(np.shape(weights))
+    return new_weights, _float64(bias) + change[split:], updates
+
+
+# --- Difficult inputs ----------------------------------------------------------------------------
+
+
+def nasty_matrices(n: int, d: int, rng: np.random.Generator) -> dict[str, Array]:
+    """Float32 matrices (n, d), by name, on which rules tend to go wrong. n >= 4, d >= 2."""
+
+    def honest() -> Array:
+        return (0.5 + rng.normal(size=(n, d))).astype(np.float32)
+
+    def with_row(value: float) -> Array:
+        x = honest()
+        x[n // 2] = value
+        return x
+
+    few_nans, one_infinity = honest(), honest()
+    few_nans[n // 3, :: max(d // 2, 1)] = np.nan
+    one_infinity[n // 3, d // 2] = np.inf
+    zero_rows, duplicates = honest(), honest()
+    zero_rows[::3] = 0.0
+    duplicates[n - n // 2 :] = duplicates[: n // 2]
+    huge = honest()
+    huge[n // 2] *= np.float32(1e30)
+    scales = np.logspace(-6, 6, n)[rng.permutation(n), None]
+    return {
+        "honest": honest(),
+        "common_offset": (1e3 + 1e-2 * rng.normal(size=(n, d))).astype(np.float32),
+        "identical_rows": np.repeat(honest()[:1], n, axis=0),
+        "ties": rng.integers(-1, 2, size=(n, d)).astype(np.float32),
+        "huge_row": huge,
+        "constant_huge_row": with_row(1e30),
+        "nan_row": with_row(np.nan),
+        "inf_row": with_row(np.inf),
+        "minus_inf_row": with_row(-np.inf),
+        "few_nans": few_nans,
+        "one_infinity": one_infinity,
+        "tiny": (1e-20 * honest()).astype(np.float32),
+        "zero_rows": zero_rows,
+        "all_zero": np.zeros((n, d), np.float32),
+        "mixed_scales": (scales * honest()).astype(np.float32),
+        "duplicates": duplicates,
+    }

@@ -1,0 +1,430 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_robust.data import partition as pt
+from fedjax_robust.types import FederatedData
+
+POOL_AXES = FederatedData(None, 0, 0)
+KEY = jax.random.key(7)
+
+
+def make_pool(size, num_classes, seed=0):
+    """Labels with unequal numbers of examples, each class present; x holds the row number."""
+    generator = np.random.default_rng(seed)
+    weights = np.linspace(1, 2, num_classes)
+    y = generator.choice(num_classes, size, p=weights / weights.sum()).astype(np.int32)
+    y[:num_classes] = np.arange(num_classes)
+    return {"x": np.arange(size, dtype=np.float32)[:, None], "y": y}
+
+
+def rows(data, client):
+    return np.asarray(data.index)[client, : int(np.asarray(data.count)[client])]
+
+
+def assert_partition(data, size):
+    """Each row of the pool is owned exactly once, and padding entries are rows of the pool."""
+    assert data.index.dtype == jnp.int32
+    assert data.count.dtype == jnp.int32
+    owned = np.concatenate([rows(data, i) for i in range(len(data.count))])
+    np.testing.assert_array_equal(np.sort(owned), np.arange(size))
+    assert int(data.index.min()) >= 0
+    assert int(data.index.max()) < size
+
+
+def histogram(data, num_classes):
+    y = np.asarray(data.examples["y"])
+    return np.stack(
+        [np.bincount(y[rows(data, i)], minlength=num_classes) for i in range(len(data.count))]
+    )
+
+
+def same(a, b):
+    return np.array_equal(a.index, b.index) and np.array_equal(a.count, b.count)
+
+
+MAKERS = {
+    "by_group": lambda key, pool: pt.by_group(key, pool, 12, 0.6, capacity=501),
+    "iid": lambda key, pool: pt.iid(key, pool, 12),
+    "dirichlet_over_clients": lambda key, pool: pt.dirichlet_over_clients(
+        key, pool, 12, 0.5, capacity=501
+    ),
+    "dirichlet_over_classes": lambda key, pool: pt.dirichlet_over_classes(key, pool, 12, 0.5),
+    "k_labels": lambda key, pool: pt.k_labels(key, pool, 12, 2, capacity=501),
+    "by_user": lambda key, pool: pt.by_user(pool["y"] * 3 % 5, pool, key),
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
+def test_every_example_has_one_owner_and_the_key_decides(make):
+    pool = make_pool(501, 5)
+    data = make(KEY, pool)
+    assert_partition(data, 501)
+    np.testing.assert_array_equal(data.examples["y"], pool["y"])
+    assert isinstance(data.examples["x"], jax.Array)
+    assert same(data, make(KEY, pool))
+    assert not same(data, make(jax.random.key(8), pool))
+
+
+# from_owner
+
+
+def test_from_owner_by_hand():
+    pool = {"y": np.zeros(7, np.int32)}
+    data = pt.from_owner(pool, np.array([2, 0, 2, -1, 0, 4, 2]), 4)  # -1 and 4: nobody's
+    np.testing.assert_array_equal(data.count, [2, 0, 3, 0])
+    np.testing.assert_array_equal(data.index, [[1, 4, 0], [0, 0, 0], [0, 2, 6], [0, 0, 0]])
+    wider = pt.from_owner(pool, np.array([2, 0, 2, -1, 0, 4, 2]), 4, capacity=5)
+    np.testing.assert_array_equal(wider.index[2], [0, 2, 6, 0, 0])
+    nobody = pt.from_owner(pool, np.full(7, -1), 2)
+    np.testing.assert_array_equal(nobody.count, [0, 0])
+    assert nobody.index.shape == (2, 1)
+
+
+def test_from_owner_under_tracing():
+    pool = {"y": np.zeros(4, np.int32)}
+    owner = jnp.array([0, 0, 0, 1])
+    with pytest.raises(ValueError, match="pass capacity"):
+        jax.jit(lambda o: pt.from_owner(pool, o, 2).index)(owner)
+    data = jax.jit(lambda o: pt.from_owner(pool, o, 2, capacity=2))(owner)
+    np.testing.assert_array_equal(data.count, [2, 1])  # the third of client 0 does not fit
+    np.testing.assert_array_equal(data.index, [[0, 1], [3, 0]])
+
+
+@pytest.mark.parametrize(
+    ("owner", "clients", "capacity", "message"),
+    [
+        ([0, 1, 5], 2, None, "from 0 to 5"),
+        ([0, 1, -2], 2, None, "from -2 to 1"),
+        ([0, 1], 2, None, "one entry per example"),
+        ([0.0, 1.0, 1.0], 2, None, "integers"),
+        ([0, 1, 1], 2, 1, "capacity=1, largest=2"),
+        ([-1, -1, -1], 2, 0, "capacity=0"),
+        ([0, 0, 0], 0, None, "num_clients must be at least 1"),
+    ],
+)
+def test_from_owner_rejects(owner, clients, capacity, message):
+    with pytest.raises(ValueError, match=message):
+        pt.from_owner({"y": np.zeros(3, np.int32)}, np.array(owner), clients, capacity)
+
+
+@pytest.mark.parametrize(
+    "examples",
+    [{}, {"x": np.zeros((3, 2)), "y": np.zeros(2, int)}, {"y": np.zeros(0, int)}, {"y": 1}],
+    ids=["none", "unequal", "empty", "scalar"],
+)
+def test_pool_is_checked(examples):
+    with pytest.raises(ValueError, match="one common number of examples"):
+        pt.iid(KEY, examples, 2)
+
+
+# by_group
+
+
+@pytest.mark.parametrize("p", [0.5, 0.9])
+def test_by_group_has_the_stated_probabilities(p):
+    size, labels, clients = 40_000, 10, 23
+    pool = make_pool(size, labels)
+    table = histogram(pt.by_group(KEY, pool, clients, p), labels)
+    class_count = table.sum(axis=0)
+    # With p this far above 1/L a client's most over-represented label is its group's.
+    group = np.argmax(table / class_count, axis=1)
+    members = np.bincount(group, minlength=labels)
+    np.testing.assert_array_equal(members, [3, 3, 3] + 7 * [2])
+    # Numbers of examples of label l in group g are Binomial(E_l, p or (1 - p) / (L - 1)).
+    in_group = np.stack([table[group == g].sum(axis=0) for g in range(labels)])
+    share = np.where(np.eye(labels, dtype=bool), p, (1 - p) / (labels - 1))
+    z = (in_group - class_count * share) / np.sqrt(class_count * share * (1 - share))
+    assert np.abs(z).max() < 4.5
+    # Inside a group, examples fall on each of its c members with probability 1/c.
+    within = in_group[group]
+    one = 1 / members[group][:, None]
+    z = (table - within * one) / np.sqrt(np.maximum(within * one * (1 - one), 1))
+    assert np.abs(z).max() < 4.5
+
+
+def test_by_group_limits():
+    pool = make_pool(600, 4)
+    own_only = histogram(pt.by_group(KEY, pool, 8, 1.0, capacity=600), 4)
+    assert ((own_only > 0).sum(axis=1) == 1).all()
+    assert ((own_only > 0).sum(axis=0) == 2).all()
+    never_own = histogram(pt.by_group(KEY, pool, 8, 0.0, capacity=600), 4)
+    assert ((never_own == 0).sum(axis=1) == 1).all()
+    assert ((never_own == 0).sum(axis=0) == 2).all()
+
+
+def test_by_group_with_p_one_over_l_is_iid():
+    labels, clients = 10, 50
+    table = histogram(pt.by_group(KEY, make_pool(30_000, labels), clients, 1 / labels), labels)
+    expected = table.sum(axis=0) / clients
+    chi_square = ((table - expected) ** 2 / expected).sum()
+    freedom = labels * (clients - 1)
+    assert abs(chi_square - freedom) < 5 * np.sqrt(2 * freedom)
+
+
+def test_by_group_permutes_the_clients():
+    pool = make_pool(400, 4)
+    keys = jax.random.split(KEY, 60)
+    parts = jax.vmap(lambda key: pt.by_group(key, pool, 4, 1.0, capacity=400), out_axes=POOL_AXES)(
+        keys
+    )
+    first = pool["y"][np.asarray(parts.index[:, 0, 0])]  # the label that client 0 prefers
+    counts = np.bincount(first, minlength=4)
+    assert counts.sum() == 60
+    assert counts.min() >= 4  # Binomial(60, 1/4): 15 +- 3.4
+    assert counts.max() <= 30
+
+
+def test_by_group_vmaps_over_p_and_keys():
+    pool = {name: jnp.asarray(array) for name, array in make_pool(300, 3).items()}
+    p = jnp.array([0.2, 0.5, 1.0])
+    keys = jax.random.split(KEY, 3)
+
+    def make(key, p):
+        return pt.by_group(key, pool, 6, p, num_classes=3, capacity=200)
+
+    data = jax.jit(jax.vmap(make, out_axes=POOL_AXES))(keys, p)
+    assert data.index.shape == (3, 6, 200)
+    for i in range(3):
+        assert same(make(keys[i], float(p[i])), FederatedData({}, data.index[i], data.count[i]))
+
+
+@pytest.mark.parametrize(
+    ("clients", "p", "classes", "message"),
+    [
+        (3, 0.5, None, "num_clients=3, num_classes=4"),
+        (8, 1.1, None, "p=1.1"),
+        (8, -0.1, None, "p=-0.1"),
+        (8, float("nan"), None, "p=nan"),
+        (8, 0.5, 3, "from 0 to 3 with num_classes=3"),
+    ],
+)
+def test_by_group_rejects(clients, p, classes, message):
+    with pytest.raises(ValueError, match=message):
+        pt.by_group(KEY, make_pool(100, 4), clients, p, classes)
+
+
+def test_labels_are_checked():
+    for examples in (
+        {"x": np.zeros(3)},
+        {"y": np.zeros(3, np.float32)},
+        {"y": np.zeros((3, 1), int)},
+    ):
+        with pytest.raises(ValueError, match="integer labels y"):
+            pt.by_group(KEY, examples, 3, 0.5)
+    with pytest.raises(ValueError, match="from -1 to 1"):
+        pt.k_labels(KEY, {"y": np.array([-1, 0, 1])}, 3, 1)
+    with pytest.raises(ValueError, match="num_classes >= 2, got 1; use iid"):
+        pt.by_group(KEY, {"y": np.zeros(3, int)}, 3, 0.5)
+    with pytest.raises(ValueError, match="pass num_classes"):
+        jax.jit(lambda y: pt.by_group(KEY, {"y": y}, 3, 0.5, capacity=9).count)(jnp.arange(3))
+
+
+# iid
+
+
+def test_iid_sizes_and_mixture():
+    labels, clients = 5, 40
+    data = pt.iid(KEY, make_pool(20_010, labels), clients)
+    assert sorted(np.asarray(data.count)) == 30 * [500] + 10 * [501]
+    table = histogram(data, labels)
+    expected = table.sum(axis=0) / clients
+    chi_square = ((table - expected) ** 2 / expected).sum()
+    freedom = (labels - 1) * (clients - 1)
+    assert abs(chi_square - freedom) < 5 * np.sqrt(2 * freedom)
+
+
+def test_iid_gives_the_larger_parts_to_random_clients():
+    pool = make_pool(5, 2)
+    parts = jax.vmap(lambda key: pt.iid(key, pool, 3), out_axes=POOL_AXES)(
+        jax.random.split(KEY, 90)
+    )
+    small = np.asarray(parts.count) == 1  # sizes are 2, 2, 1
+    assert (small.sum(axis=1) == 1).all()
+    assert small.sum(axis=0).min() >= 12  # Binomial(90, 1/3): 30 +- 4.5
+
+
+def test_more_clients_than_examples_leaves_some_empty():
+    data = pt.iid(KEY, make_pool(3, 2), 5)
+    assert sorted(np.asarray(data.count)) == [0, 0, 1, 1, 1]
+    assert_partition(data, 3)
+
+
+# Dirichlet
+
+
+def test_dirichlet_over_clients_has_dirichlet_shares():
+    labels, per_label, clients, alpha = 60, 300, 10, 0.5
+    pool = {"y": np.repeat(np.arange(labels, dtype=np.int32), per_label)}
+    parts = [
+        pt.dirichlet_over_clients(key, pool, clients, alpha, capacity=18_000)
+        for key in jax.random.split(KEY, 4)
+    ]
+    share = np.concatenate([histogram(d, labels).T for d in parts]) / per_label  # (240, clients)
+    variance = (clients - 1) / (clients**2 * (clients * alpha + 1))  # 0.015
+    assert np.mean((share - 1 / clients) ** 2) == pytest.approx(variance, rel=0.12)
+    # Each client's mean share over 240 draws is 1/N up to its standard error.
+    error = np.sqrt(variance / len(share))
+    assert np.abs(share.mean(axis=0) - 1 / clients).max() < 4.5 * error
+
+
+def test_dirichlet_over_clients_extremes():
+    pool = make_pool(501, 5)
+    even = histogram(pt.dirichlet_over_clients(KEY, pool, 12, 1e6, capacity=501), 5)
+    expected = np.bincount(pool["y"]) / 12
+    assert np.abs(even - expected).max() <= 1.5
+    data = pt.dirichlet_over_clients(KEY, pool, 12, 1e-5, capacity=501)
+    assert_partition(data, 501)
+    table = histogram(data, 5)
+    assert (table.max(axis=0) > 0.95 * table.sum(axis=0)).all()
+    assert (np.asarray(data.count) == 0).sum() >= 7  # each of 5 labels to one client
+
+
+def test_dirichlet_over_classes_has_dirichlet_mixtures():
+    labels, clients, each, alpha = 10, 500, 40, 0.5
+    pool = {"y": np.arange(clients * each, dtype=np.int32) % labels}
+    data = pt.dirichlet_over_classes(KEY, pool, clients, alpha)
+    assert_partition(data, clients * each)
+    assert (np.asarray(data.count) == each).all()
+    share = histogram(data, labels) / each
+    # Dirichlet-multinomial with s draws: mu (1 - mu) / s * (s + L alpha) / (1 + L alpha).
+    total = labels * alpha
+    variance = 0.1 * 0.9 / each * (each + total) / (1 + total)
+    assert np.mean((share - 0.1) ** 2) == pytest.approx(variance, rel=0.1)
+
+
+def test_dirichlet_over_classes_extremes():
+    pool = {"y": np.arange(4_000, dtype=np.int32) % 4}
+    even = histogram(pt.dirichlet_over_classes(KEY, pool, 400, 1e6), 4)
+    assert np.var(even) == pytest.approx(10 * 0.25 * 0.75, rel=0.15)  # multinomial, 10 draws
+    single = pt.dirichlet_over_classes(KEY, pool, 400, 1e-4)
+    assert_partition(single, 4_000)
+    # At first each client takes one label; leftovers of the popular labels are shared out.
+    assert np.median(histogram(single, 4).max(axis=1)) == 10
+
+
+def test_dirichlet_over_classes_prior():
+    pool = make_pool(501, 5)
+    a = pt.dirichlet_over_classes(KEY, pool, 12, 0.5)
+    b = pt.dirichlet_over_classes(KEY, pool, 12, 2.5, prior=np.full(5, 0.2))
+    assert same(a, b)  # Dir(alpha p) with p uniform is Dir(alpha / L, ..., alpha / L)
+    with pytest.raises(ValueError, match=r"prior > 0 of shape \(5,\)"):
+        pt.dirichlet_over_classes(KEY, pool, 12, 0.5, prior=np.full(3, 0.3))
+    with pytest.raises(ValueError, match=r"prior > 0 of shape \(5,\)"):
+        pt.dirichlet_over_classes(KEY, pool, 12, 0.5, prior=np.array([1.0, 0, 0, 0, 0]))
+
+
+@pytest.mark.parametrize("make", [pt.dirichlet_over_clients, pt.dirichlet_over_classes])
+def test_dirichlet_vmaps_and_rejects(make):
+    pool = make_pool(501, 5)
+    alphas = jnp.array([0.1, 10.0])
+    part = lambda alpha: make(KEY, pool, 12, alpha, capacity=501)  # noqa: E731
+    data = jax.vmap(part, out_axes=POOL_AXES)(alphas)
+    for i in range(2):
+        one = FederatedData(data.examples, data.index[i], data.count[i])
+        assert_partition(one, 501)
+        assert same(one, part(float(alphas[i])))
+    for alpha in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="needs alpha > 0"):
+            make(KEY, pool, 12, alpha)
+
+
+# k_labels
+
+
+@pytest.mark.parametrize(
+    ("clients", "k", "labels"), [(10, 3, 10), (7, 2, 5), (3, 4, 4), (4, 3, 10)]
+)
+def test_k_labels_is_exact(clients, k, labels):
+    size = 1_003
+    data = pt.k_labels(KEY, make_pool(size, labels), clients, k)
+    assert_partition(data, size)
+    table = histogram(data, labels)
+    owns = table > 0
+    assert (owns.sum(axis=1) == k).all()
+    owners = owns.sum(axis=0)
+    assert owners.min() >= 1
+    assert owners.max() - owners.min() <= 1
+    for label in range(labels):
+        shares = table[owns[:, label], label]
+        assert shares.max() - shares.min() <= 1
+
+
+def test_k_labels_of_a_client_are_random():
+    pool = make_pool(200, 5)
+    parts = [pt.k_labels(key, pool, 5, 2, capacity=200) for key in jax.random.split(KEY, 40)]
+    pairs = {tuple(np.flatnonzero(histogram(part, 5)[0])) for part in parts}
+    assert len(pairs) >= 8  # of the 10 there are
+
+
+def test_k_labels_vmaps():
+    pool = make_pool(100, 4)
+    keys = jax.random.split(KEY, 2)
+    data = jax.vmap(lambda key: pt.k_labels(key, pool, 4, 2, capacity=100), out_axes=POOL_AXES)(
+        keys
+    )
+    for i in range(2):
+        one = FederatedData({}, data.index[i], data.count[i])
+        assert same(one, pt.k_labels(keys[i], pool, 4, 2, capacity=100))
+
+
+def test_k_labels_rejects():
+    pool = make_pool(60, 6)
+    with pytest.raises(ValueError, match="num_clients=2, k=2, num_classes=6"):
+        pt.k_labels(KEY, pool, 2, 2)
+    for k in (0, 7):
+        with pytest.raises(ValueError, match=f"k={k}, num_classes=6"):
+            pt.k_labels(KEY, pool, 10, k)
+    with pytest.raises(ValueError, match="as many examples of a label as it has owners"):
+        pt.k_labels(KEY, {"y": np.array([0, 1, 1, 1, 1])}, 4, 1)
+
+
+# by_user
+
+
+def test_by_user_by_hand():
+    users = np.array(["romeo", "juliet", "romeo", "nurse", "juliet", "romeo"])
+    pool = {"x": np.zeros((6, 3), np.int32)}  # no labels needed
+    data = pt.by_user(users, pool)
+    np.testing.assert_array_equal(data.count, [2, 1, 3])  # juliet, nurse, romeo
+    np.testing.assert_array_equal(data.index, [[1, 4, 0], [3, 0, 0], [0, 2, 5]])
+    orders = set()
+    for key in jax.random.split(KEY, 30):
+        shuffled = pt.by_user(users, pool, key)
+        assert_partition(shuffled, 6)
+        for client in range(3):
+            assert len(set(users[rows(shuffled, client)])) == 1
+        orders.add(tuple(np.asarray(shuffled.count)))
+    assert len(orders) == 6
+    with pytest.raises(ValueError, match="one entry per example"):
+        pt.by_user(users[:5], pool)
+
+
+# helpers
+
+
+def test_label_histogram_by_hand():
+    pool = {"y": np.array([0, 2, 2, 1, 0])}
+    data = pt.from_owner(pool, np.array([1, 1, 1, 3, 3]), 4)
+    expected = [[0, 0, 0], [1, 0, 2], [0, 0, 0], [1, 1, 0]]
+    np.testing.assert_array_equal(pt.label_histogram(data, 3), expected)
+
+
+def test_stack():
+    pool = make_pool(300, 3)
+    parts = [pt.by_group(key, pool, 6, 0.7) for key in jax.random.split(KEY, 3)]
+    widths = [part.index.shape[1] for part in parts]
+    stacked = pt.stack(parts)
+    assert stacked.index.shape == (3, 6, max(widths))
+    assert stacked.examples["x"].shape == (300, 1)
+    tables = jax.vmap(lambda data: pt.label_histogram(data, 3), in_axes=(POOL_AXES,))(stacked)
+    for part, table in zip(parts, tables, strict=True):
+        np.testing.assert_array_equal(table, histogram(part, 3))
+
+    with pytest.raises(ValueError, match="at least one"):
+        pt.stack([])
+    with pytest.raises(ValueError, match="pools that differ"):
+        pt.stack([parts[0], pt.iid(KEY, make_pool(300, 3, seed=1), 6)])
+    with pytest.raises(ValueError, match=r"equal numbers of clients, got \[5, 6\]"):
+        pt.stack([parts[0], pt.iid(KEY, pool, 5)])

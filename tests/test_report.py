@@ -1,0 +1,358 @@
+"""Result files, tables and plots. Expected values are worked out by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_robust import report
+
+PAPER = {
+    ("none", "krum"): 0.10,
+    ("none", "median"): 0.20,
+    ("full", "krum"): 0.50,
+    ("full", "median"): 0.60,
+}
+# Means 0.13 (0.03 off, and a little more in floats), 0.20 and 0.40; one cell is missing.
+ROWS = [
+    {"attack": "none", "rule": "krum", "seed": 0, "error": 0.12},
+    {"attack": "none", "rule": "krum", "seed": 1, "error": 0.14},
+    {"attack": "none", "rule": "median", "seed": 0, "error": 0.20},
+    {"attack": "none", "rule": "median", "seed": 1, "error": 0.20},
+    {"attack": "full", "rule": "krum", "seed": 0, "error": 0.30},
+    {"attack": "full", "rule": "krum", "seed": 1, "error": 0.50},
+]
+
+
+def cells_of(table: str) -> list[list[str]]:
+    """The texts of a Markdown table, without padding and without the line under the head."""
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    assert len({len(line) for line in lines}) == 1, "padded to one width"
+    texts = [[text.strip() for text in line.strip("|").split(" | ")] for line in lines]
+    assert all(set(text) == {"-"} for text in texts[1])
+    return [texts[0], *texts[2:]]
+
+
+def texts_of(svg: Path) -> set[str]:
+    return {"".join(node.itertext()).strip() for node in ET.parse(svg).iter() if "text" in node.tag}
+
+
+# Files
+
+
+def test_rows_round_trip(tmp_path):
+    rows = [
+        {
+            "rule": "krum",
+            "seed": np.int64(3),
+            "error": np.float32(0.5),
+            "selected": True,
+            "f": None,
+        },
+        {"rule": 'a "quoted", name', "curve": jnp.array([1.0, 0.25]), "options": {"c": (1, 2)}},
+        {"loss": math.nan, "low": -math.inf, "high": jnp.inf, "folder": Path("a/b")},
+    ]
+    report.write_rows(tmp_path / "new" / "runs.2e", rows)
+    back = report.read_rows(tmp_path / "new" / "runs.2e")
+    assert back[:2] == [
+        {"rule": "krum", "seed": 3, "error": 0.5, "selected": True, "f": None},
+        {"rule": 'a "quoted", name', "curve": [1.0, 0.25], "options": {"c": [1, 2]}},
+    ]
+    assert math.isnan(back[2]["loss"])
+    assert back[2]["low"] == -math.inf
+    assert back[2]["high"] == math.inf
+    assert back[2]["folder"] == "a/b"
+
+
+def test_json_is_standard_json(tmp_path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    report.write_rows(tmp_path / "runs", [{"x": math.nan, "y": np.array([math.inf, 1.0])}])
+    text = (tmp_path / "runs.json").read_text()
+    assert json.loads(text, parse_constant=refuse) == [{"x": "NaN", "y": ["Infinity", 1.0]}]
+
+
+def test_csv_has_all_columns(tmp_path):
+    rows = [{"rule": "krum", "error": 0.5}, {"rule": "median", "seed": 1, "error": math.nan}]
+    report.write_rows(tmp_path / "runs", rows)
+    with open(tmp_path / "runs.csv", newline="") as file:
+        table = list(csv.reader(file))
+    assert table == [["rule", "error", "seed"], ["krum", "0.5", ""], ["median", "NaN", "1"]]
+
+
+def test_no_rows(tmp_path):
+    report.write_rows(tmp_path / "runs", [])
+    assert report.read_rows(tmp_path / "runs") == []
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (object(), "object"),
+        (lambda: 0, "function"),
+        ({1: 2}, "not text"),
+        ("NaN", "stands for a number"),
+        (jax.random.key(0), "cannot be written"),
+    ],
+)
+def test_rows_refuse_what_cannot_be_read_back(tmp_path, value, message):
+    with pytest.raises(ValueError, match=rf"row 1\['x'\].*{message}"):
+        report.write_rows(tmp_path / "runs", [{}, {"x": value}])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_refuse_a_suffix_and_a_damaged_file(tmp_path):
+    with pytest.raises(ValueError, match="without suffix"):
+        report.write_rows(tmp_path / "runs.csv", [])
+    (tmp_path / "runs.json").write_text('[{"a": 1}, {"b"')
+    with pytest.raises(ValueError, match=r"runs\.json does not hold rows"):
+        report.read_rows(tmp_path / "runs")
+    (tmp_path / "runs.json").write_text('{"a": 1}')
+    with pytest.raises(ValueError, match="list of objects"):
+        report.read_rows(tmp_path / "runs")
+
+
+def test_crash_before_the_rename_leaves_the_old_file(tmp_path, monkeypatch):
+    report.save_cell(tmp_path, "krum", {"f": 2}, {"error": 0.25})
+    written = []
+
+    def crash(source, target):
+        written.append(Path(source).read_text())
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", crash)
+        with pytest.raises(KeyboardInterrupt):
+            report.save_cell(tmp_path, "krum", {"f": 2}, {"error": 0.75})
+    assert "0.75" in written[0], "the new content was complete before the rename"
+    assert report.load_cell(tmp_path, "krum", {"f": 2}) == {"error": 0.25}
+    assert [path.name for path in (tmp_path / "cells").iterdir()] == ["krum.json"]
+
+
+def test_cell_round_trip(tmp_path):
+    settings = {
+        "rule": "krum",
+        "batch": 32,
+        "sizes": (3, 5),
+        "dirichlet": None,
+        "epsilon": math.nan,
+    }
+    assert report.load_cell(tmp_path, "2e_krum-none.v1", settings) is None
+    result = {"error": np.array([[0.5, 0.25]], np.float32), "diverged": math.nan}
+    report.save_cell(tmp_path, "2e_krum-none.v1", settings, result)
+    back = report.load_cell(tmp_path, "2e_krum-none.v1", settings)
+    assert back is not None
+    assert back["error"] == [[0.5, 0.25]]
+    assert math.isnan(back["diverged"])
+
+
+def test_cell_of_other_settings(tmp_path):
+    report.save_cell(tmp_path, "krum", {"batch": 32, "rate": 0.1, "old": 1}, {})
+    with pytest.raises(ValueError, match="other settings") as error:
+        report.load_cell(tmp_path, "krum", {"batch": 64, "rate": 0.1, "new": "x"})
+    message = str(error.value)
+    assert "batch: 32 in the file, 64 now" in message
+    assert "new: 'absent' in the file, 'x' now" in message
+    assert "old: 1 in the file, 'absent' now" in message
+    assert "rate" not in message
+    assert str(tmp_path / "cells" / "krum.json") in message
+    assert "another result folder" in message
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"settings": {"f": 2},\n"res', b"[]", b'{"settings": 1}', b"\xff\xfe"]
+)
+def test_damaged_cell_is_computed_again(tmp_path, content):
+    report.save_cell(tmp_path, "krum", {"f": 2}, {"error": 0.25})
+    (tmp_path / "cells" / "krum.json").write_bytes(content)
+    with pytest.warns(RuntimeWarning, match=r"krum\.json is damaged"):
+        assert report.load_cell(tmp_path, "krum", {"f": 2}) is None
+
+
+@pytest.mark.parametrize("name", ["", "../krum", "a/b", ".hidden", "a b"])
+def test_cell_names(tmp_path, name):
+    with pytest.raises(ValueError, match="a cell's name"):
+        report.save_cell(tmp_path, name, {}, {})
+
+
+# Where a number comes from
+
+
+def test_provenance_of_a_checkout(tmp_path):
+    def git(*arguments):
+        who = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+        command = ["git", "-C", str(tmp_path), *who, *arguments]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    assert report.provenance(tmp_path)["git_commit"] is None
+    git("init")
+    assert report.provenance(tmp_path)["git_commit"] is None, "no commit yet"
+    (tmp_path / "file").write_text("1")
+    git("add", ".")
+    git("commit", "-m", "first")
+    facts = report.provenance(tmp_path)
+    assert (facts["git_commit"], facts["git_dirty"]) == (git("rev-parse", "HEAD")[:12], False)
+    (tmp_path / "file").write_text("2")
+    assert report.provenance(tmp_path)["git_dirty"] is True
+    (tmp_path / "inner").mkdir()
+    assert report.provenance(tmp_path / "inner")["git_commit"] is None, "not the top of a checkout"
+
+
+def test_provenance_of_this_process(tmp_path):
+    facts = report.provenance(tmp_path)
+    assert facts["jax_version"] == jax.__version__
+    assert facts["numpy_version"] == np.__version__
+    assert facts["backend"] == jax.default_backend()
+    assert facts["device_count"] == jax.device_count()
+    assert facts["utc_time"].endswith("+00:00")
+    report.write_rows(tmp_path / "runs", [facts])
+    assert report.read_rows(tmp_path / "runs") == [facts]
+
+
+# Tables
+
+
+def test_summarize():
+    cells = report.summarize(ROWS)
+    assert cells["full", "krum"] == pytest.approx((0.4, math.sqrt(0.02), 2))
+    mean, std, seeds = report.summarize(ROWS[:1])["none", "krum"]
+    assert (mean, seeds) == (0.12, 1)
+    assert math.isnan(std)
+
+
+def test_summarize_refuses_mixed_rows():
+    with pytest.raises(ValueError, match=r"\('none', 'krum'\) have the seed 0"):
+        report.summarize([*ROWS, ROWS[0]])
+    with pytest.raises(ValueError, match=r"lacks the columns \['loss'\]"):
+        report.summarize(ROWS, value="loss")
+
+
+def test_comparison_table():
+    table = report.comparison_table(ROWS, PAPER)
+    assert cells_of(table) == [
+        ["attack", "krum: paper", "ours", "median: paper", "ours"],
+        ["none", "0.10", "0.130 ± 0.014", "0.20", "0.200 ± 0.000"],
+        ["full", "0.50", "**0.400 ± 0.141**", "0.60", "–"],
+    ]
+    head, foot = table.splitlines()[0], table.splitlines()[-1]
+    assert head == (
+        "Testing error rate, fraction (0 to 1): paper | ours, "
+        "mean ± sample standard deviation over 2 seeds."
+    )
+    assert (
+        foot
+        == "2 of 3 cells are within 0.03 of the paper (67%); **bold** ones are not; 1 not run yet."
+    )
+
+
+def test_comparison_table_of_unequal_runs():
+    rows = [*ROWS[:3], {"attack": "mine", "rule": "krum", "seed": 0, "error": math.nan}]
+    rows += [{"attack": "full", "rule": "krum", "seed": 0, "error": math.nan}]
+    table = report.comparison_table(rows, PAPER, tolerance=0.5, metric="attack success rate")
+    assert table.startswith("Attack success rate, fraction (0 to 1)")
+    assert "over 1 to 2 seeds." in table
+    assert cells_of(table)[1:] == [
+        ["none", "0.10", "0.130 ± 0.014", "0.20", "0.200"],
+        ["full", "0.50", "**nan**", "0.60", "–"],
+        ["mine", "–", "nan", "–", "–"],
+    ]
+    assert "2 of 3 cells are within 0.5 of the paper" in table
+
+
+def test_comparison_table_before_the_first_run():
+    table = report.comparison_table([], PAPER)
+    assert "over 0 seeds" in table
+    assert table.endswith("0 of 0 cells are within 0.03 of the paper; 4 not run yet.\n")
+
+
+def test_markdown_table():
+    rows = [{"rule": "a|b", "error": 0.12345, "n": 3}, {"rule": "c", "extra": None}]
+    assert report.markdown_table(rows).splitlines() == [
+        "| rule | error | n   | extra |",
+        "| ---- | ----- | --- | ----- |",
+        "| a\\|b | 0.123 | 3   | –     |",
+        "| c    | –     | –   | –     |",
+    ]
+    assert cells_of(report.markdown_table(rows, ["n", "rule"]))[0] == ["n", "rule"]
+
+
+# Plots
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_plot_formats(tmp_path, suffix):
+    path = tmp_path / "new" / f"curves{suffix}"
+    report.plot_curves(path, [0, 10], {"krum": {"none": [0.9, 0.1]}})
+    magic = {".png": b"\x89PNG\r\n\x1a\n", ".svg": b"<?xml", ".pdf": b"%PDF"}[suffix]
+    assert path.read_bytes().startswith(magic)
+    assert path.stat().st_size > 4000
+
+
+def test_plot_curves_labels(tmp_path):
+    curves = {
+        rule: {"none": np.full((3, 4), 0.1), "full": np.linspace(0.2, 0.9, 12).reshape(3, 4)}
+        for rule in ("krum", "median", "mean", "bulyan")
+    }
+    path = tmp_path / "curves.svg"
+    report.plot_curves(path, jnp.arange(4), curves, title="Table 2e")
+    texts = texts_of(path)
+    assert {"krum", "median", "mean", "bulyan", "none", "full", "round", "Table 2e"} <= texts
+    assert "testing error rate (fraction)" in texts
+    assert "mean of 3 seeds; band: smallest to largest" in texts
+    report.plot_curves(path, jnp.arange(4), curves, band="std", metric="attack success rate")
+    texts = texts_of(path)
+    assert {"attack success rate (fraction)"} <= texts
+    assert "mean of 3 seeds; band: ± sample standard deviation" in texts
+
+
+def test_plot_comparison_labels(tmp_path):
+    path = tmp_path / "comparison.svg"
+    report.plot_comparison(path, ROWS, PAPER, title="Table 2e")
+    texts = texts_of(path)
+    assert {"krum", "median", "none", "full", "paper", "ours", "Table 2e"} <= texts
+    assert "testing error rate (fraction)" in texts
+    assert "grey: paper ± 0.03; bar: ± sample standard deviation over seeds" in texts
+
+
+def test_plots_leave_pyplot_alone(tmp_path):
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    report.plot_comparison(tmp_path / "comparison.png", ROWS, {})
+    assert dict(mpl.rcParams) == before
+
+
+def test_plots_refuse_bad_input(tmp_path):
+    with pytest.raises(ValueError, match=r"must be \(seeds, 3\) or \(3,\).*got \(2, 4\)"):
+        report.plot_curves(tmp_path / "a.png", range(3), {"krum": {"none": np.zeros((2, 4))}})
+    with pytest.raises(ValueError, match="no curves"):
+        report.plot_curves(tmp_path / "a.png", range(3), {})
+    with pytest.raises(ValueError, match="band"):
+        report.plot_curves(tmp_path / "a.png", range(3), {"a": {"b": [1, 2, 3]}}, band="iqr")
+    with pytest.raises(ValueError, match=r"saved as \.png"):
+        report.plot_curves(tmp_path / "a.jpg", range(3), {"a": {"b": [1, 2, 3]}})
+    with pytest.raises(ValueError, match="neither rows"):
+        report.plot_comparison(tmp_path / "a.png", [], {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_the_package_does_not_import_matplotlib():
+    script = (
+        "import sys, fedjax_robust.report;"
+        "print([m for m in ('matplotlib', 'pandas', 'tensorflow') if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", script]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"

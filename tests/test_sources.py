@@ -1,0 +1,508 @@
+import inspect
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import numpy as np
+import pytest
+
+from fedjax_robust.data import sources
+from fedjax_robust.data.sources import load, prepare
+
+CIFAR_LABELS = ["airplane", "automobile", "bird", "cat", "deer"]
+CIFAR_LABELS += ["dog", "frog", "horse", "ship", "truck"]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("FEDJAX_ROBUST_CACHE", str(folder))
+    return folder
+
+
+def raw_rows(dataset):
+    return np.concatenate([dataset.train["x"], dataset.test["x"]])
+
+
+def assert_arrays(dataset, shape):
+    for part in (dataset.train, dataset.test):
+        assert part["x"].dtype == np.float32
+        assert part["y"].dtype == np.int32
+        assert part["x"].shape == (len(part["y"]), *shape)
+        assert part["y"].min() >= 0
+        assert part["y"].max() < dataset.num_classes
+
+
+# Bundled data
+
+
+def test_breast_cancer():
+    from sklearn.datasets import load_breast_cancer
+
+    data = load("breast_cancer")
+    assert_arrays(data, (30,))
+    assert (len(data.train["y"]), len(data.test["y"])) == (455, 114)
+    assert data.class_names == ("malignant", "benign")
+    assert "455/114" in data.note
+    assert "standardised" in data.note
+    np.testing.assert_allclose(data.train["x"].mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(data.train["x"].std(axis=0), 1, atol=1e-5)
+    # Undo the affine map: train and test together are the 569 published rows, each once.
+    labels = np.concatenate([data.train["y"], data.test["y"]])
+    np.testing.assert_array_equal(np.bincount(labels), [212, 357])
+    published = load_breast_cancer().data
+    x = raw_rows(data).astype(np.float64)
+    x = (x - x.mean(axis=0)) / x.std(axis=0) * published.std(axis=0) + published.mean(axis=0)
+    np.testing.assert_allclose(
+        x[np.lexsort(x[:, :3].round(3).T)],
+        published[np.lexsort(published[:, :3].round(3).T)],
+        rtol=1e-3,
+        atol=1e-4,
+    )
+
+
+def test_digits():
+    data = load("digits")
+    assert_arrays(data, (8, 8, 1))
+    assert (len(data.train["y"]), len(data.test["y"])) == (1437, 360)
+    assert data.train["x"].min() == 0
+    assert data.train["x"].max() == 1
+    labels = np.concatenate([data.train["y"], data.test["y"]])
+    published = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    np.testing.assert_array_equal(np.bincount(labels), published)
+    # No two of the published digits are equal, so disjoint parts have 1797 distinct images.
+    assert len(np.unique(raw_rows(data).reshape(1797, -1), axis=0)) == 1797
+
+
+@pytest.mark.parametrize("name", ["breast_cancer", "digits", "synthetic"])
+def test_the_key_decides(name):
+    first, again, other = (load(name, key=jax.random.key(k)) for k in (1, 1, 2))
+    np.testing.assert_array_equal(first.train["x"], again.train["x"])
+    np.testing.assert_array_equal(first.test["y"], again.test["y"])
+    assert not np.array_equal(first.train["y"], other.train["y"])
+    default = load(name)
+    np.testing.assert_array_equal(default.train["x"], load(name, key=jax.random.key(0)).train["x"])
+
+
+def test_synthetic_is_the_stated_mixture():
+    data = sources.synthetic(
+        jax.random.key(3), num_classes=4, num_features=6, num_train=8_000, num_test=10, separation=5
+    )
+    assert_arrays(data, (6,))
+    assert (len(data.train["y"]), len(data.test["y"])) == (8_000, 10)
+    x, y = data.train["x"], data.train["y"]
+    np.testing.assert_allclose(np.bincount(y), 2_000, atol=5 * np.sqrt(8_000 * 0.25 * 0.75))
+    means = np.stack([x[y == label].mean(axis=0) for label in range(4)])
+    np.testing.assert_allclose(np.linalg.norm(means, axis=1), 5, atol=0.15)
+    np.testing.assert_allclose((x - means[y]).std(axis=0), 1, atol=0.05)
+    with pytest.raises(ValueError, match="num_classes=1"):
+        sources.synthetic(jax.random.key(0), num_classes=1)
+
+
+def test_synthetic_defaults_can_be_learned():
+    data = load("synthetic")
+    assert_arrays(data, (32,))
+    x, y = data.train["x"], data.train["y"]
+    means = np.stack([x[y == label].mean(axis=0) for label in range(10)])
+    distance = np.linalg.norm(data.test["x"][:, None] - means, axis=2)
+    assert np.mean(distance.argmin(axis=1) != data.test["y"]) < 0.06
+
+
+# Where data are looked for, and what is said when they are not there
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match=r"no data set 'minst'.*mnist.*ch_mnist"):
+        load("minst")
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
+def test_missing_data_says_how_to_get_them(name, tmp_path, cache):
+    with pytest.raises(FileNotFoundError) as error:
+        load(name, tmp_path)
+    message = str(error.value)
+    assert str(tmp_path / "tfds" / name) in message
+    assert 'pip install "fedjax_robust[tfds-prepare]"' in message
+    assert f"prepare('{name}', '{tmp_path}')" in message
+    assert "{'file_format': 'array_record'}" in message
+
+
+def test_where_data_are_looked_for(tmp_path, monkeypatch, cache):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FEDJAX_ROBUST_DATA", str(tmp_path / "ours"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds_own"))
+    for data_dir, variable, expected in [
+        (tmp_path / "argument", None, tmp_path / "argument"),
+        ("~/data", None, tmp_path / "home" / "data"),
+        (None, "FEDJAX_ROBUST_DATA", tmp_path / "ours"),
+        (None, "TFDS_DATA_DIR", tmp_path / "tfds_own"),
+        (None, None, tmp_path / "home" / "tensorflow_datasets"),
+    ]:
+        with pytest.raises(FileNotFoundError) as error:
+            load("mnist", data_dir)
+        assert str(expected / "mnist") in str(error.value)
+        if variable:
+            monkeypatch.delenv(variable)
+
+
+def make_folder(root, name, version="1.0.0", suffix="array_record"):
+    """What TFDS leaves behind, as far as we look before decoding."""
+    folder = root / name / version
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text(json.dumps({"name": name, "version": version}))
+    (folder / f"{name}-train.{suffix}-00000-of-00001").write_bytes(b"records")
+    return folder
+
+
+def small_mnist(seed=0):
+    generator = np.random.default_rng(seed)
+    arrays = {"class_names": np.array([str(digit) for digit in range(10)])}
+    for part, size in (("train", 60), ("test", 10)):
+        arrays[f"x_{part}"] = generator.integers(0, 256, (size, 28, 28, 1), dtype=np.uint8)
+        arrays[f"y_{part}"] = generator.integers(0, 10, size, dtype=np.uint8)
+    return arrays
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Decoding returns made arrays and notes each folder that it was called for."""
+    calls = []
+
+    def decode(name, folder):
+        calls.append(folder)
+        return small_mnist()
+
+    monkeypatch.setattr(sources, "_decode_tfds", decode)
+    return calls
+
+
+@pytest.mark.parametrize("layout", [".", "tfds"])
+def test_both_layouts_and_the_newest_version(layout, tmp_path, cache, decoded):
+    make_folder(tmp_path / layout, "mnist", "9.0.1")
+    newest = make_folder(tmp_path / layout, "mnist", "10.0.0")
+    make_folder(tmp_path / layout, "mnist", "11.0.0.incompleteABC")
+    data = load("mnist", tmp_path)
+    assert decoded == [newest]
+    assert_arrays(data, (28, 28, 1))
+    expected = small_mnist()
+    np.testing.assert_allclose(data.train["x"], expected["x_train"] / 255, rtol=1e-6)
+    np.testing.assert_array_equal(data.test["y"], expected["y_test"])
+    assert data.class_names == tuple("0123456789")
+
+
+def test_a_part_of_a_published_set_is_noted(tmp_path, cache, decoded):
+    make_folder(tmp_path, "mnist")
+    note = load("mnist", tmp_path).note
+    assert note == "first 60 training images (of 60,000); first 10 test images (of 10,000)"
+
+
+def test_tfrecord_files_are_refused(tmp_path, cache):
+    folder = make_folder(tmp_path, "mnist", suffix="tfrecord")
+    for action in (load, prepare):
+        with pytest.raises(ValueError, match="tfrecord") as error:
+            action("mnist", tmp_path)
+        assert str(folder) in str(error.value)
+        assert "prepare('mnist'" in str(error.value)
+
+
+# prepare
+
+
+@pytest.mark.parametrize("layout", [".", "tfds"])
+def test_prepare_calls_tfds(layout, tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    (tmp_path / layout).mkdir(exist_ok=True)
+    signature = inspect.signature(tfds.data_source)
+    calls = []
+
+    def data_source(*args, **kwargs):
+        calls.append(signature.bind(*args, **kwargs).arguments)
+        make_folder(tmp_path / layout, "mnist", "3.0.1")
+
+    monkeypatch.setattr(tfds, "data_source", data_source)
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: object())
+    assert prepare("mnist", tmp_path) == tmp_path / layout / "mnist" / "3.0.1"
+    assert prepare("mnist", tmp_path) == tmp_path / layout / "mnist" / "3.0.1"
+    assert calls == [
+        {
+            "name": "mnist",
+            "data_dir": tmp_path / layout,
+            "download": True,
+            "download_and_prepare_kwargs": {"file_format": "array_record"},
+        }
+    ]
+    keywords = inspect.signature(tfds.core.DatasetBuilder.download_and_prepare).parameters
+    assert "file_format" in keywords
+
+
+def test_prepare_rejects(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="'digits'"):
+        prepare("digits", tmp_path)
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"fedjax_robust\[tfds-prepare\]"):
+        prepare("mnist", tmp_path)
+
+
+# The cache
+
+
+def test_decoding_happens_once(tmp_path, cache, decoded):
+    folder = make_folder(tmp_path, "mnist")
+    first = load("mnist", tmp_path)
+    second = load("mnist", tmp_path)
+    assert len(decoded) == 1
+    np.testing.assert_array_equal(first.train["x"], second.train["x"])
+    np.testing.assert_array_equal(first.test["y"], second.test["y"])
+    assert second.class_names == first.class_names
+    (file,) = cache.iterdir()
+    with np.load(file, allow_pickle=False) as content:
+        assert content["x_train"].dtype == np.uint8
+    record = next(folder.glob("*.array_record*"))
+    os.utime(record, ns=(1, 1))
+    load("mnist", tmp_path)
+    assert len(decoded) == 2
+    record.write_bytes(b"other records")
+    os.utime(record, ns=(1, 1))
+    load("mnist", tmp_path)
+    assert len(decoded) == 3
+    assert len(list(cache.iterdir())) == 1
+
+
+def flip_a_pixel(file):
+    content = bytearray(file.read_bytes())
+    place = content.find(small_mnist()["x_train"].tobytes())
+    assert place > 0
+    content[place + 100] ^= 1
+    file.write_bytes(content)
+
+
+def swap_arrays(file):
+    """A sound zip file whose content is not what the checksum was taken of."""
+    with np.load(file) as content:
+        arrays = dict(content)
+    arrays["y_test"] = arrays["y_test"][::-1]
+    np.savez(file, **arrays)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_bytes(b"no zip file"),
+        lambda file: file.write_bytes(file.read_bytes()[:-5_000]),
+        lambda file: np.savez(file, x_train=np.zeros(3)),
+        flip_a_pixel,
+        swap_arrays,
+    ],
+    ids=["empty", "text", "truncated", "other content", "one bit", "checksum"],
+)
+def test_a_damaged_cache_is_made_again(damage, tmp_path, cache, decoded):
+    make_folder(tmp_path, "mnist")
+    first = load("mnist", tmp_path)
+    (file,) = cache.iterdir()
+    sound = file.read_bytes()
+    damage(file)
+    with pytest.warns(UserWarning, match="making it again"):
+        again = load("mnist", tmp_path)
+    assert len(decoded) == 2
+    np.testing.assert_array_equal(first.train["x"], again.train["x"])
+    np.testing.assert_array_equal(first.test["y"], again.test["y"])
+    assert file.read_bytes() == sound
+
+
+def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path, monkeypatch, decoded):
+    make_folder(tmp_path, "mnist")
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("FEDJAX_ROBUST_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.warns(UserWarning, match="FEDJAX_ROBUST_CACHE"):
+        assert len(load("mnist", tmp_path).train["y"]) == 60
+
+
+def test_two_processes_build_the_cache_at_once(tmp_path):
+    """Both are inside decode at the same time: each waits until the other one has started."""
+    source, cache = tmp_path / "source", tmp_path / "cache"
+    source.write_text("records")
+    script = textwrap.dedent(
+        """
+        import sys, time
+        from pathlib import Path
+        import numpy as np
+        from fedjax_robust.data import sources
+        folder, me, other = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+        def decode():
+            (folder / me).touch()
+            while not (folder / other).exists():
+                time.sleep(0.005)
+            return {"x": np.arange(2_000_000, dtype=np.int32)}
+        for repeat in range(2):
+            arrays = sources.cached("made", [folder / "source"], decode)
+            assert arrays["x"].sum(dtype=np.int64) == 1_999_999_000_000
+            decode = None  # the second time it must come from the cache
+        """
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error::UserWarning", "-c", script, str(tmp_path), *names],
+            env={**os.environ, "FEDJAX_ROBUST_CACHE": str(cache)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for names in (("a", "b"), ("b", "a"))
+    ]
+    for process in processes:
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+    assert [file.suffix for file in cache.iterdir()] == [".npz"]
+
+
+def test_import_is_light():
+    script = (
+        "import sys, fedjax_robust.data; "
+        "print([m for m in ('tensorflow', 'tensorflow_datasets', 'sklearn', 'PIL', 'array_record')"
+        " if m in sys.modules and not m.startswith('_')])"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+# CH-MNIST, in the two published layouts
+
+
+def write_csv(path, x, y):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = [f"pixel{i:04d}" for i in range(x.shape[1])]
+    lines = [",".join([*header, "label"])]
+    lines += [",".join(map(str, [*row, label])) for row, label in zip(x, y, strict=True)]
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def histology():
+    """16 gray images, two of each tissue; the first pixel numbers them."""
+    generator = np.random.default_rng(0)
+    x = generator.integers(0, 256, (16, 4096))
+    x[:, 0] = np.arange(16)
+    return x, np.repeat(np.arange(1, 9), 2)
+
+
+@pytest.mark.parametrize("folder", [".", "ch_mnist"])
+def test_ch_mnist_csv(folder, tmp_path, cache, histology):
+    x, y = histology
+    write_csv(tmp_path / folder / "hmnist_64_64_L.csv", x, y)
+    data = load("ch_mnist", tmp_path)
+    assert_arrays(data, (64, 64, 1))
+    assert (len(data.train["y"]), len(data.test["y"])) == (12, 4)
+    assert data.num_classes == 8
+    assert data.class_names[0] == "tumor"
+    assert data.class_names[7] == "empty"
+    assert data.note == "random split 12/4 of 16 images (the published set has 5,000)"
+    images = np.rint(raw_rows(data) * 255).astype(int)
+    number = images[:, 0, 0, 0]
+    assert sorted(number) == list(range(16))
+    np.testing.assert_array_equal(images.reshape(16, -1), x[number])
+    labels = np.concatenate([data.train["y"], data.test["y"]])
+    np.testing.assert_array_equal(labels, number // 2)  # labels 1..8 become 0..7
+    other = load("ch_mnist", tmp_path, jax.random.key(5))
+    assert not np.array_equal(other.train["y"], data.train["y"])
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_ch_mnist_csv_of_another_form(tmp_path, cache, histology):
+    x, y = histology
+    path = tmp_path / "hmnist_64_64_L.csv"
+    write_csv(path, x[:, :784], y)
+    with pytest.raises(ValueError, match="got 785"):
+        load("ch_mnist", tmp_path)
+    for bad_x, bad_y in ((x, y - 1), (x + 1, y)):
+        write_csv(path, bad_x, bad_y)
+        with pytest.raises(ValueError, match=r"pixels in 0\.\.255 and labels in 1\.\.8"):
+            load("ch_mnist", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "Kather_texture_2016_image_tiles_5000",
+        "ch_mnist/kather_texture_2016_image_tiles_5000/Kather_texture_2016_image_tiles_5000",
+    ],
+)
+def test_ch_mnist_tiles(folder, tmp_path, cache):
+    from PIL import Image
+
+    tissues = ["TUMOR", "STROMA", "COMPLEX", "LYMPHO", "DEBRIS", "MUCOSA", "ADIPOSE", "EMPTY"]
+    for i, tissue in enumerate(tissues):
+        inner = tmp_path / folder / f"{i + 1:02d}_{tissue}"
+        inner.mkdir(parents=True)
+        color = (20 * i, 10, 30)
+        for copy in range(2):
+            Image.new("RGB", (150, 150), color).save(inner / f"{copy}.tif")
+    data = load("ch_mnist", tmp_path)
+    assert_arrays(data, (64, 64, 1))
+    assert (len(data.train["y"]), len(data.test["y"])) == (12, 4)
+    assert "made from the RGB tiles" in data.note
+    labels = np.concatenate([data.train["y"], data.test["y"]])
+    np.testing.assert_array_equal(np.bincount(labels), 8 * [2])
+    # ITU-R 601 luma of a plain tile; one gray level for rounding.
+    luma = (0.299 * 20 * labels + 0.587 * 10 + 0.114 * 30) / 255
+    images = raw_rows(data)
+    np.testing.assert_allclose(images.max(axis=(1, 2, 3)), luma, atol=1.01 / 255)
+    np.testing.assert_array_equal(images.max(axis=(1, 2, 3)), images.min(axis=(1, 2, 3)))
+
+
+def test_ch_mnist_missing(tmp_path, cache):
+    with pytest.raises(FileNotFoundError) as error:
+        load("ch_mnist", tmp_path)
+    for part in (str(tmp_path / "ch_mnist"), "hmnist_64_64_L.csv", "kaggle.com", "zenodo.org"):
+        assert part in str(error.value)
+    (tmp_path / "Kather_texture_2016_image_tiles_5000").mkdir()
+    with pytest.raises(ValueError, match="no tiles"):
+        load("ch_mnist", tmp_path)
+
+
+# The real images, where they are to be had
+
+
+def real(name):
+    try:
+        return load(name)
+    except FileNotFoundError as error:
+        pytest.skip(f"{name} is not on this machine: {str(error).splitlines()[0]}")
+
+
+def test_real_mnist():
+    data = real("mnist")
+    assert_arrays(data, (28, 28, 1))
+    assert (len(data.train["y"]), len(data.test["y"])) == (60_000, 10_000)
+    train = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    test = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    np.testing.assert_array_equal(np.bincount(data.train["y"]), train)
+    np.testing.assert_array_equal(np.bincount(data.test["y"]), test)
+    assert data.train["x"].mean(dtype=np.float64) == pytest.approx(0.1307, abs=5e-5)
+    assert data.train["x"].std(dtype=np.float64) == pytest.approx(0.3081, abs=5e-5)
+    assert (data.train["x"].min(), data.train["x"].max()) == (0, 1)
+    assert data.note == ""
+
+
+def test_real_fashion_mnist():
+    data = real("fashion_mnist")
+    assert_arrays(data, (28, 28, 1))
+    np.testing.assert_array_equal(np.bincount(data.train["y"]), 10 * [6_000])
+    np.testing.assert_array_equal(np.bincount(data.test["y"]), 10 * [1_000])
+    assert data.train["x"].mean(dtype=np.float64) == pytest.approx(0.2860, abs=5e-5)
+    assert data.train["x"].std(dtype=np.float64) == pytest.approx(0.3530, abs=5e-5)
+    assert data.class_names[9] == "Ankle boot"
+
+
+def test_real_cifar10():
+    data = real("cifar10")
+    assert_arrays(data, (32, 32, 3))
+    np.testing.assert_array_equal(np.bincount(data.train["y"]), 10 * [5_000])
+    mean = data.train["x"].mean(axis=(0, 1, 2), dtype=np.float64)
+    np.testing.assert_allclose(mean, [0.4914, 0.4822, 0.4465], atol=1e-4)
+    assert data.class_names == tuple(CIFAR_LABELS)
+    size = len(data.test["y"])
+    assert data.note == ("" if size == 10_000 else f"first {size:,} test images (of 10,000)")
