@@ -7,31 +7,56 @@ import os
 import re
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from fedjax_robust.files import written_atomically
 from fedjax_robust.types import Array, SimState
 
 _FORMAT = 1
+# What numpy and zipfile raise on files that are not as they were written. RuntimeError: flipped bits that
+# say "encrypted" or "unknown compression"; TypeError: an npy file.
+_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def fingerprint(jaxpr: Any, arrays: Any) -> str:
     """A digest of a traced program and of its inputs: two runs with equal digests do the same.
 
-    The program's text holds its structure and its scalar constants (learning rates, f, ...); the arrays
-    are hashed by content.
+    The program's text holds its structure and its scalar constants (learning rates, f, ...); the arrays,
+    also those that functions within the program close over, are hashed by content.
     """
     text = re.sub(r"0x[0-9a-f]+", "", str(jaxpr))
     digest = hashlib.sha256(text.encode())
-    for leaf in jax.tree.leaves((arrays, jaxpr.consts)):
+    for leaf in jax.tree.leaves((arrays, list(_constants(jaxpr)))):
         values = np.asarray(_plain(leaf))
         digest.update(f"{values.shape}{values.dtype}".encode())
         digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()
+
+
+def _constants(program: Any) -> Iterator[Any]:
+    """The arrays that a jaxpr and those inside it (``jit``, ``scan``, ...) hold, which its text omits."""
+    if isinstance(program, ClosedJaxpr):
+        yield from program.consts
+        program = program.jaxpr
+    for equation in program.eqns:
+        for part in jax.tree.leaves(equation.params):
+            if isinstance(part, ClosedJaxpr | Jaxpr):
+                yield from _constants(part)
 
 
 def save(
@@ -89,7 +114,7 @@ def restore(
         version = int(arrays["format"])
         rounds = int(arrays["rounds"])
         written_by, jax_version = str(arrays["program"]), str(arrays["jax"])
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGE as error:
         raise ValueError(f"the checkpoint {path} is damaged ({error}); {remedy}") from error
     if version != _FORMAT:
         raise ValueError(f"the checkpoint {path} has format {version}, not {_FORMAT}; {remedy}")

@@ -6,6 +6,9 @@ All rates are fractions in [0, 1]. The test data travel as arguments of the comp
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
@@ -33,23 +36,35 @@ def test_error(task: Task, test: Batch, *, chunk: int = 1000) -> Evaluate:
       test: ``x`` (E, ...) and ``y`` (E,).
       chunk: examples evaluated at a time, which bounds memory.
     """
+    return Partial(_test_error(task, chunk), jnp.asarray(test["x"]), jnp.asarray(test["y"]))
 
+
+# The cached functions are equal for equal arguments, so that another test set does not recompile.
+
+
+@functools.cache
+def _test_error(task: Task, chunk: int) -> Callable[..., dict[str, Array]]:
     def evaluate(x: Array, y: Array, params: Array) -> dict[str, Array]:
         return {"test_error": jnp.mean(predict(task, params, x, chunk=chunk) != y)}
 
-    return Partial(evaluate, jnp.asarray(test["x"]), jnp.asarray(test["y"]))
+    return evaluate
 
 
 def per_class_error(task: Task, test: Batch, num_classes: int, *, chunk: int = 1000) -> Evaluate:
     """``per_class_error`` (num_classes,): for each true label, the share of its examples classified
     wrongly; NaN for a label without examples. Arguments as in ``test_error``."""
+    evaluate = _per_class_error(task, num_classes, chunk)
+    return Partial(evaluate, jnp.asarray(test["x"]), jnp.asarray(test["y"]))
 
+
+@functools.cache
+def _per_class_error(task: Task, num_classes: int, chunk: int) -> Callable[..., dict[str, Array]]:
     def evaluate(x: Array, y: Array, params: Array) -> dict[str, Array]:
         label = y == jnp.arange(num_classes)[:, None]
         wrong = label & (predict(task, params, x, chunk=chunk) != y)
         return {"per_class_error": jnp.sum(wrong, axis=1) / jnp.sum(label, axis=1)}
 
-    return Partial(evaluate, jnp.asarray(test["x"]), jnp.asarray(test["y"]))
+    return evaluate
 
 
 def attack_success(task: Task, triggered: Batch, target: int, *, chunk: int = 1000) -> Evaluate:
@@ -64,13 +79,18 @@ def attack_success(task: Task, triggered: Batch, target: int, *, chunk: int = 10
       target: the label the attacker wants.
       chunk: examples evaluated at a time.
     """
+    evaluate = _attack_success(task, target, chunk)
+    return Partial(evaluate, jnp.asarray(triggered["x"]), jnp.asarray(triggered["y"]))
 
+
+@functools.cache
+def _attack_success(task: Task, target: int, chunk: int) -> Callable[..., dict[str, Array]]:
     def evaluate(x: Array, y: Array, params: Array) -> dict[str, Array]:
         counted = y != target
         hit = counted & (predict(task, params, x, chunk=chunk) == target)
         return {"attack_success": jnp.sum(hit) / jnp.sum(counted)}
 
-    return Partial(evaluate, jnp.asarray(triggered["x"]), jnp.asarray(triggered["y"]))
+    return evaluate
 
 
 def together(*evaluations: Evaluate) -> Evaluate:

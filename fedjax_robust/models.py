@@ -1,7 +1,7 @@
 """The papers' small models: ``model.apply({"params": ...}, x)`` gives logits (b, num_classes).
 
 Inputs are (b, H, W, C) or, for the models without convolutions, (b, ...) of any shape; the models
-flatten them themselves. Weights start as MXNet's ``Xavier(magnitude=...)`` draws them, biases at zero.
+flatten them themselves. Weights start as MXNet's ``Xavier(magnitude=...)`` draws them, biases at 0.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SoftmaxRegression(nn.Module):
 
 
 class MLP(nn.Module):
-    """Dense layers of the ``hidden`` sizes, each with ReLU, then the classes; Xavier magnitude 2.24."""
+    """Dense ``hidden`` layers, each with ReLU, then one for the classes; Xavier magnitude 2.24."""
 
     num_classes: int
     hidden: tuple[int, ...] = (128,)
@@ -68,13 +68,15 @@ class FangDNN(nn.Module):
         """x (b, H, W, C), at least 10x10 pixels -> logits (b, num_classes)."""
         for features in (30, 50):
             x = Conv(features, (3, 3), kernel_init=xavier(2.24))(x)
-            x = max_pool2x2(nn.relu(x))
+            # ReLU after pooling gives what the paper's order gives, from a quarter of the values.
+            x = nn.relu(max_pool2x2(x))
         return MLP(self.num_classes, (self.hidden,))(x)
 
 
 class FLTrustCNN(FangDNN):
-    """The CNN of Cao et al., "FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping",
-    NDSS 2021: ``FangDNN`` with a dense layer of 100; 139,960 parameters for 28x28x1 and 10 classes.
+    """The CNN of Cao et al., "FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping".
+
+    NDSS 2021. ``FangDNN`` with a dense layer of 100: 139,960 parameters for 28x28x1 and 10 classes.
     """
 
     hidden: int = 100

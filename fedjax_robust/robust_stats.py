@@ -37,9 +37,10 @@ def weighted_mean(updates: Array, weights: Array) -> Array:
 
     Weights are normalised first, so that rows up to the largest float do not overflow the sum.
     """
+    weights = weights.astype(jnp.promote_types(weights.dtype, updates.dtype))
     total = jnp.sum(weights)
     shares = weights / jnp.where(total > 0, total, 1)
-    return jnp.dot(shares, updates, precision="highest")
+    return jnp.dot(shares.astype(updates.dtype), updates, precision="highest")
 
 
 def sort_present(
@@ -96,7 +97,7 @@ def pairwise_squared_distances(x: Array, present: Array) -> Array:
       present: (n,) bool.
 
     Returns:
-      (n, n), >= 0; +inf where a row is absent or the square overflows.
+      (n, n), >= 0 and symmetric; +inf where a row is absent or the square overflows.
     """
     chex.assert_rank([x, present], [2, 1])
     norms = jnp.sqrt(jnp.sum(jnp.square(jax.lax.stop_gradient(x)), axis=1))
@@ -109,6 +110,7 @@ def pairwise_squared_distances(x: Array, present: Array) -> Array:
     gram = jnp.dot(x, x.T, precision="highest")
     squares = jnp.diagonal(gram)
     distances = jnp.maximum(squares[:, None] + squares[None, :] - 2 * gram, 0)
+    distances = jnp.minimum(distances, distances.T)  # exactly symmetric, whatever the product does
     valid = present[:, None] & present[None, :] & ~jnp.isnan(distances)
     return jnp.where(valid, distances, jnp.inf)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from tqdm.auto import tqdm
 
@@ -247,8 +248,8 @@ def run(
       progress: show a progress bar.
       checkpoint: file to resume from if it exists, and to write. An interrupted run that is started
         again with the same arguments ends bit-identical to an uninterrupted one.
-      checkpoint_every: rounds between checkpoints, rounded up to whole evaluations; default about a
-        tenth of the run.
+      checkpoint_every: rounds between checkpoints, >= 1, rounded up to whole evaluations; default about
+        a twentieth of the run.
 
     Returns:
       The final state, and the history: ``round`` (E,), the number of rounds done at each evaluation,
@@ -266,7 +267,9 @@ def run(
             f"run needs rounds >= 1 and evaluate_every >= 1, got {rounds} and {evaluate_every}"
         )
     axes = _seed_axes(key, data)
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, data, params)))
+    traced = any(
+        isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, data, params, evaluate))
+    )
     if traced and (checkpoint is not None or progress):
         raise ValueError(
             "run cannot show progress or write checkpoints inside vmap or jit; "
@@ -274,6 +277,8 @@ def run(
         )
     if checkpoint is None and checkpoint_every is not None:
         raise ValueError("checkpoint_every needs checkpoint=..., the file to write")
+    if checkpoint_every is not None and checkpoint_every < 1:
+        raise ValueError(f"run needs checkpoint_every >= 1, got {checkpoint_every}")
     check(sim, data)
     evaluate = _evaluate_nothing if evaluate is None else evaluate
     if not isinstance(evaluate, jax.tree_util.Partial):
@@ -282,16 +287,20 @@ def run(
     state = _init(sim, axes, key, data, params)
     block_rounds = rounds if not (progress or checkpoint) else checkpoint_every or -(-rounds // 20)
     blocks = _blocks(rounds, every, block_rounds)
-    history: History = {}
+    parts: list[History] = []
     done = 0
     program = ""
     if checkpoint is not None:
-        jaxpr = jax.make_jaxpr(_block, static_argnums=(0, 1, 2, 3))(
-            sim, axes, 1, every, evaluate, state, data
-        )
+        jaxpr = jax.make_jaxpr(
+            lambda key, data, params, evaluate, state: (
+                _init(sim, axes, key, data, params),
+                _block(sim, axes, 1, every, evaluate, state, data),
+            )
+        )(key, data, params, evaluate, state)
         program = checkpoints.fingerprint(jaxpr, (key, data, params, evaluate))
         if os.path.exists(checkpoint):
-            state, history, done = checkpoints.restore(checkpoint, state, program)
+            state, restored, done = checkpoints.restore(checkpoint, state, program)
+            parts.append(restored)
             if done not in {0, *(end for *_, end in blocks)}:
                 raise ValueError(
                     f"the checkpoint {os.fspath(checkpoint)} was written after {done} rounds, which "
@@ -304,13 +313,14 @@ def run(
                 continue
             state, new = _block_jit(sim, axes, times, length, evaluate, state, data)
             new["round"] = jnp.arange(end - (times - 1) * length, end + 1, length)
-            history = _extend(history, new, axis=0 if axes is None else 1)
+            parts.append(new)
             if checkpoint is not None:
-                checkpoints.save(checkpoint, state, history, end, program)
+                parts = [_joined(np, parts, axes)]  # jnp would compile for each new length
+                checkpoints.save(checkpoint, state, parts[0], end, program)
             if progress:
                 bar.set_postfix(_summary(new))
                 bar.update(times * length)
-    return state, history
+    return state, _joined(jnp, parts, axes)
 
 
 _STATE_AXES: Any = SimState(0, 0, 0, 0, 0, key=0, round=None)  # type: ignore[arg-type]
@@ -402,12 +412,13 @@ def _evaluate_nothing(params: Array) -> Info:
     return {}
 
 
-def _extend(history: History, new: History, axis: int) -> History:
-    if not history:
-        return new
+def _joined(xp: Any, parts: list[History], axes: FederatedData | None) -> History:
+    """The history from those of its parts, by NumPy or ``jax.numpy``."""
     return {
-        name: jnp.concatenate([history[name], new[name]], axis=0 if name == "round" else axis)
-        for name in new
+        name: xp.concatenate(
+            [part[name] for part in parts], axis=0 if axes is None or name == "round" else 1
+        )
+        for name in parts[0]
     }
 
 

@@ -1,9 +1,9 @@
-"""Sorting over the clients by a network of minimum and maximum.
+"""Sorting over the clients by a network of comparators.
 
 XLA sorts the leading axis of a matrix slowly on CPU. A sorting network applies a fixed list of
-comparators (i, j), each of which puts the smaller value in row i and the larger in row j, to all columns
-at once. This one is Batcher's merge exchange (Knuth, The Art of Computer Programming, volume 3, 5.2.2,
-algorithm M), which serves every n. ``experiments/bench_kernels.py`` measures it.
+comparators (i, j), each of which puts the smaller value in row i and the larger in row j, to all
+columns at once. This one is Batcher's merge exchange (Knuth, The Art of Computer Programming, volume
+3, 5.2.2, algorithm M), which serves every n. ``experiments/bench_kernels.py`` measures it.
 """
 
 from __future__ import annotations
@@ -17,20 +17,17 @@ from jax import lax
 
 Array = jax.Array
 
-_TILE = 512
-"""Columns sorted at a time on CPU: a tile of 100 rows stays in the second-level cache."""
-
 
 def sort_clients(x: Array, low: int = 0, high: int | None = None) -> Array:
-    """Ranks low .. high - 1 of every column: ``jnp.sort(x, axis=0)[low:high]``, but fast.
+    """Ranks low .. high - 1 of every column: ``jnp.sort(x, axis=0)[low:high]``, faster on CPU.
 
-    Differentiable once, forward and reverse: the derivative goes to the row that holds the value (the
-    first one among ties is ranked first).
+    It can be differentiated once, in forward and reverse mode: a value's derivative belongs to the
+    row that it came from (among equal values, lower rows rank first).
 
     Args:
         x: (n, d) floats without NaN, n >= 1; +-inf sort as numbers.
-        low: first rank, 0 <= low < high.
-        high: the rank after the last one, <= n; None = n.
+        low: the first rank, 0 <= low < high.
+        high: one after the last rank, <= n; None = n.
 
     Returns:
         (high - low, d), ascending along the first axis.
@@ -41,35 +38,30 @@ def sort_clients(x: Array, low: int = 0, high: int | None = None) -> Array:
     x = jnp.asarray(x)
     if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
-            f"sort_clients needs a matrix (n, d) of floats, got shape {x.shape} of {x.dtype}: reshape it "
-            "or convert it to float"
+            f"sort_clients needs a matrix (n, d) of floats, got shape {x.shape} of {x.dtype}: "
+            "reshape it or convert it to float"
         )
-    n = x.shape[0]
-    high = n if high is None else high
-    if not 0 <= low < high <= n:
+    high = x.shape[0] if high is None else high
+    if not 0 <= low < high <= x.shape[0]:
         raise ValueError(
-            f"sort_clients needs 0 <= low < high <= n, got low={low}, high={high}, n={n}: ask for at "
-            "least one rank that exists"
+            f"sort_clients needs 0 <= low < high <= n, got low={low}, high={high}, "
+            f"n={x.shape[0]}: ask for at least one rank that exists"
         )
     return _sort(x, low, high)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _sort(x: Array, low: int, high: int) -> Array:
-    layers = [np.array(part) for part in zip(*_partners(x.shape[0], low, high), strict=True)]
-    if not layers or x.shape[1] == 0:
-        return x[low:high]
-    tile = min(_TILE, x.shape[1])
+    return _ranks(x, low, high)
 
-    def sort_tile(k: Array, out: Array) -> Array:
-        # The last tile overlaps its neighbour if the tile does not divide d.
-        start = jnp.minimum(k * tile, x.shape[1] - tile)
-        columns = lax.dynamic_slice_in_dim(x, start, tile, axis=1)
-        return lax.dynamic_update_slice_in_dim(
-            out, _network(columns, *layers)[low:high], start, axis=1
-        )
 
-    return lax.fori_loop(0, -(-x.shape[1] // tile), sort_tile, jnp.zeros_like(x[low:high]))
+@partial(jax.jit, static_argnums=(1, 2))  # or every call outside of jit would compile its loops
+def _ranks(x: Array, low: int, high: int) -> Array:
+    return lax.platform_dependent(
+        x,
+        cpu=lambda x: _sort_by_network(x, low, high),
+        default=lambda x: jnp.sort(x, axis=0)[low:high],
+    )
 
 
 @_sort.defjvp
@@ -81,33 +73,69 @@ def _sort_jvp(
     return jnp.take_along_axis(x, order, axis=0), jnp.take_along_axis(t, order, axis=0)
 
 
-def _network(x: Array, partner: np.ndarray, lower: np.ndarray) -> Array:
-    """x (n, tile) through the layers partner, lower (layers, n)."""
+def _sort_by_network(x: Array, low: int, high: int) -> Array:
+    n, d = x.shape
+    if d == 0:
+        return x[low:high]
+    partner, lower = _tables(n, low, high)
+    # Two copies of a tile of columns stay in the second-level cache.
+    tile = min(d, max(64, 2**15 // n))
 
-    def layer(x: Array, row: tuple[Array, Array]) -> tuple[Array, None]:
-        partner, lower = row
-        other = x[partner]
+    def sort_tile(k: Array, out: Array) -> Array:
+        # If the tile does not divide d, the last one overlaps its neighbour.
+        start = jnp.minimum(k * tile, d - tile)
+        columns = lax.dynamic_slice_in_dim(x, start, tile, axis=1)
+        ranks = _apply_network(columns, partner, lower)[low:high]
+        return lax.dynamic_update_slice_in_dim(out, ranks, start, axis=1)
+
+    return lax.fori_loop(0, -(-d // tile), sort_tile, jnp.zeros_like(x[low:high]))
+
+
+def _apply_network(x: Array, partner: np.ndarray, lower: np.ndarray) -> Array:
+    """x (n, tile) through the comparators that partner and lower, both (pairs, 2, n), describe."""
+    n = x.shape[0]
+
+    def layer(x: Array, y: Array, partner: Array, lower: Array) -> Array:
+        own, other = x[:n], x[partner]
         # A row without a comparator is its own partner.
-        return jnp.where((x < other) == lower[:, None], x, other), None
+        compared = jnp.where((own < other) == lower[:, None], own, other)
+        return lax.dynamic_update_slice_in_dim(y, compared, 0, axis=0)
 
-    return lax.scan(layer, x, (jnp.asarray(partner), jnp.asarray(lower)))[0]
+    def two_layers(
+        buffers: tuple[Array, Array], tables: tuple[Array, Array]
+    ) -> tuple[tuple[Array, Array], None]:
+        (x, y), (partner, lower) = buffers, tables
+        y = layer(x, y, partner[0], lower[0])
+        x = layer(y, x, partner[1], lower[1])
+        return (x, y), None
+
+    # Two buffers that overwrite each other in turn need no copies. The spare row makes the update
+    # partial: XLA would see through a full one and fuse the two layers, doing the first one twice.
+    x = jnp.pad(x, ((0, 1), (0, 0)))
+    tables = jnp.asarray(partner), jnp.asarray(lower)
+    (x, _), _ = lax.scan(two_layers, (x, jnp.zeros_like(x)), tables)
+    return x[:n]
 
 
-def _partners(n: int, low: int, high: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of every layer: each row's partner (n,), and whether it receives the smaller value (n,)."""
-    layers = []
-    for layer in _comparators(n, low, high):
-        partner, lower = np.arange(n), np.zeros(n, bool)
+def _tables(n: int, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's partner, and whether it takes the smaller value, in each layer of the network.
+
+    Both are (pairs of layers, 2, n), the last pair filled up with a layer that does nothing.
+    """
+    layers = _comparators(n, low, high)
+    pairs = (len(layers) + 1) // 2
+    partner = np.tile(np.arange(n, dtype=np.int32), (2 * pairs, 1))
+    lower = np.zeros((2 * pairs, n), bool)
+    for k, layer in enumerate(layers):
         for i, j in layer:
-            partner[i], partner[j], lower[i] = j, i, True
-        layers.append((partner, lower))
-    return layers
+            partner[k, i], partner[k, j], lower[k, i] = j, i, True
+    return partner.reshape(pairs, 2, n), lower.reshape(pairs, 2, n)
 
 
 def _comparators(n: int, low: int, high: int) -> list[list[tuple[int, int]]]:
-    """The layers of comparators (i, j), i < j, that ranks low .. high - 1 of n rows depend on."""
+    """Layers of comparators (i, j), i < j: those that ranks low .. high - 1 of n rows depend on."""
     layers = []
-    top = 1 << max(n - 1, 0).bit_length() >> 1  # the largest power of two below n
+    top = 1 << (n - 1).bit_length() >> 1  # the largest power of two below n
     p = top
     while p > 0:
         q, r, distance = top, 0, p

@@ -16,7 +16,8 @@ def masked_mean(values: Array, mask: Array | None) -> Array:
     if mask is None:
         return jnp.mean(values)
     mask = mask.astype(values.dtype)
-    return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1)
+    total = jnp.sum(mask)
+    return jnp.sum(values * mask) / jnp.where(total > 0, total, 1)
 
 
 def classification(module: nn.Module, sample: Array) -> Task:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -71,7 +72,7 @@ def median(updates: Array, weights: Array | None = None) -> Array:
     return result
 
 
-def _middle(values: Array) -> float:
+def _middle(values: Sequence[float | Fraction] | Array) -> float | Fraction:
     ordered = sorted(values)
     half = len(ordered) // 2
     if len(ordered) % 2:
@@ -201,13 +202,23 @@ def bulyan(updates: Array, f: int, weights: Array | None = None, one_shot: bool 
     to the median of the selected values; of two equally close ones, the lower value comes first.
     """
     selected = _float64(updates)[bulyan_selection(updates, f, weights, one_shot)]
-    result = np.zeros(selected.shape[1])
-    if len(selected) == 0:
+    return mean_near_median(selected, len(selected) - 2 * f)
+
+
+def mean_near_median(rows: Array, gamma: int) -> Array:
+    """Bulyan's second step; at least one value is kept, and no rows give zeros.
+
+    In fractions: the two middle ones of an even number are equally close to their median.
+    """
+    rows = _float64(rows)
+    result = np.zeros(rows.shape[1])
+    if len(rows) == 0:
         return result
-    gamma = max(len(selected) - 2 * f, 1)
-    for j in range(selected.shape[1]):
-        middle = _middle(selected[:, j])
-        closest = sorted(selected[:, j], key=lambda value: (abs(value - middle), value))
+    gamma = max(gamma, 1)
+    for j in range(rows.shape[1]):
+        values = [Fraction(value) for value in rows[:, j]]
+        middle = _middle(values)
+        closest = sorted(values, key=lambda value: (abs(value - middle), value))
         result[j] = sum(closest[:gamma]) / gamma
     return result
 
@@ -269,19 +280,27 @@ def _lambda_bound(rows: Array, neighbours: int, benign_neighbours: int) -> float
     return math.sqrt(least / (max(benign_neighbours, 1) * d)) + farthest / math.sqrt(d)
 
 
-def fang_krum_bound(benign: Array, n: int, c: int) -> float:
+def fang_krum_bound(benign: Array, n: int, c: int, f: int | None = None) -> float:
     """Theorem 1, Equation 3: the upper bound of lambda, from the n - c benign updates (n - c, d).
 
     sqrt(min_i sum of the n - c - 2 smallest D^2(w_l, w_i) over benign l != i / ((n - 2c - 1) d))
     + max_i D(w_i, w_Re) / sqrt(d). There are n - c - 1 other benign rows, so all but the farthest
     count.
 
-    It needs n - 2c - 1 >= 1. Otherwise the crafted rows fill each other's neighbourhoods, their
+    The theorem is about Krum with f = c, the default. With another f the proof (Appendix C) goes
+    through with Krum's q = n - f - 2 neighbours: in Equation 6 both sums have q terms; from a
+    crafted row c - 1 of them are zeros, so Equation 7 keeps q - (c - 1) = n - c - f - 1 benign
+    ones, which is the divisor; on the right, an own row's q nearest of all rows are no farther than
+    its q nearest benign rows, of which there are enough if q <= n - c - 1, that is f >= c - 1.
+
+    It needs n - c - f - 1 >= 1. Otherwise the crafted rows fill each other's neighbourhoods, their
     score is 0 at any lambda and nothing bounds it; the divisor is then 1, a mere starting point.
+    So is the sum over all n - c - 1 other benign rows where f < c - 1.
     """
     if len(benign) != n - c:
         raise ValueError(f"n - c benign rows are needed, got {len(benign)} with n={n}, c={c}")
-    return _lambda_bound(benign, n - c - 2, n - 2 * c - 1)
+    f = c if f is None else f
+    return _lambda_bound(benign, n - f - 2, n - c - f - 1)
 
 
 def fang_krum_full_lambda(
@@ -294,9 +313,9 @@ def fang_krum_full_lambda(
     """Section 3.2, full knowledge: solve Equation 2 by halving from Theorem 1's bound.
 
     ``updates`` (n, d) are those before the attack, all present. Krum's f is the number c of
-    malicious rows by default; another f changes Krum, the bound stays that of c. All malicious rows
-    are equal while lambda is sought; lambda is accepted if Krum selects any of them. The bound is
-    tried first, however small. Appendix B's deviation goal has direction 1 everywhere.
+    malicious rows by default; another f changes Krum and, by the same proof, the bound. All
+    malicious rows are equal while lambda is sought; lambda is accepted if Krum selects any of them.
+    The bound is tried first, however small. Appendix B's deviation goal has direction 1 everywhere.
     """
     updates = _float64(updates)
     malicious = np.asarray(malicious, dtype=bool)
@@ -304,7 +323,7 @@ def fang_krum_full_lambda(
     c = int(np.sum(malicious))
     f = c if f is None else f
     direction = np.ones(d) if deviation_goal else changing_direction(krum(updates, f))
-    lam = fang_krum_bound(updates[~malicious], n, c)
+    lam = fang_krum_bound(updates[~malicious], n, c, f)
     halvings = 0
     while True:
         if malicious[krum_index(replace_rows(updates, malicious, -lam * direction), f)]:
@@ -347,10 +366,10 @@ def fang_krum_partial_lambda(
     """Section 3.2, partial knowledge: solve Equation 4 with 1, 2, ... crafted copies.
 
     ``own`` (c, d) are the compromised clients' updates before the attack; the direction is that of
-    their mean. For k = 1, 2, ..., c crafted copies, placed after the own rows (so that ties go to
-    an own row), lambda is halved from the bound for that k until Krum with f = simulated_f(k)
-    selects a copy; below the threshold, the next k is tried. If none succeeds, the last lambda of
-    k = c is returned.
+    their mean. For k = 1, 2, ..., c crafted copies, placed before the own rows as in Equation 4 (so
+    that ties go to a copy), lambda is halved from the bound for that k until Krum with
+    f = simulated_f(k) selects a copy; below the threshold, the next k is tried. If none succeeds,
+    the last lambda of k = c is returned.
     """
     own = _float64(own)
     c, d = own.shape
@@ -360,8 +379,8 @@ def fang_krum_partial_lambda(
         f = simulated_f(copies)
         lam = fang_krum_partial_bound(own, copies, f)
         while True:
-            rows = np.concatenate([own, [-lam * direction] * copies])
-            if krum_index(rows, f) >= c:
+            rows = np.concatenate([[-lam * direction] * copies, own])
+            if krum_index(rows, f) < copies:
                 return PartialKrumAttack(lam, direction, True, copies)
             lam = lam / 2
             if lam < threshold:

@@ -328,24 +328,22 @@ def test_partial_knowledge_by_hand() -> None:
     np.testing.assert_array_equal(attack.direction, [-1])
     # The direction is the mean's, whoever comes first.
     assert ref.fang_krum_partial_lambda(own[::-1]) == attack
-    # Deviation goal: the crafted rows at -lambda; 4 - 3 away from -3 and 4 - 2 from -2: 1 + 4 > 2;
-    # 2: 0 to -2, 1 to -1 and -3: 1 < -2's 0 + 1? A tie, and the own row comes first. So 1:
-    # 0 to -1, 1 to -2: a tie again; and so on inwards: 0.5: 0.25 + 2.25 > 2. k = 2 it is:
-    # 4.41: 0 + 1.41^2 = 2 and -2 has 2; exactly a tie but for rounding, hence no claim on lambda.
+    # Deviation goal: the crafted row at -lambda. -4: 1 to -3 and 4 to -2, 1 + 4 > 2 at -2.
+    # -2: 0 to -2, 1 to -1: 1; the own -2 has 0 + 1, a tie, and the crafted row comes first (eq. 4).
     deviation = ref.fang_krum_partial_lambda(own, deviation_goal=True)
     np.testing.assert_array_equal(deviation.direction, [1])
-    assert (deviation.found, deviation.copies) == (True, 2)
+    assert (deviation.found, deviation.copies, deviation.lam) == (True, 1, 2.0)
 
 
 def test_partial_knowledge_with_few_own_rows() -> None:
-    # c = 1: the crafted row and the own one are each other's only neighbour; the own row is first.
-    attack = ref.fang_krum_partial_lambda(np.array([[3.0, 4.0]]))
-    assert (attack.found, attack.copies) == (False, 1)
-    assert attack.lam < 1e-5
-    # The bound's distances are none, its longest row 5: 5 / sqrt(2) at the start.
+    # c = 1: the crafted row and the own one are each other's only neighbour, a tie at any lambda.
+    # The bound's distances are none, its longest row 5: found at the start, 5 / sqrt(2).
     assert ref.fang_krum_partial_bound(np.array([[3.0, 4.0]]), 1, 1) == pytest.approx(5 / 2**0.5)
-    # c = 2: one copy ties with the own row next to it. Two copies have score 0 at any lambda:
-    # found at the start, sqrt(1^2 / 1) + 3 with one own neighbour counted and divisor 1.
+    attack = ref.fang_krum_partial_lambda(np.array([[3.0, 4.0]]))
+    assert (attack.found, attack.copies) == (True, 1)
+    assert attack.lam == pytest.approx(5 / 2**0.5)
+    # c = 2: one copy on the far side of 0 is farther from 2 than 3 is. Two copies have score 0 at
+    # any lambda: found at the start, sqrt(1^2 / 1) + 3 with one own neighbour and divisor 1.
     attack = ref.fang_krum_partial_lambda(column(2, 3))
     assert (attack.found, attack.copies, attack.lam) == (True, 2, 4.0)
 
@@ -377,9 +375,32 @@ def test_partial_knowledge_keeps_its_bound(c: int) -> None:
 def test_partial_knowledge_with_another_f() -> None:
     own = 0.2 + np.random.default_rng(5).normal(size=(8, 3))
     attack = ref.fang_krum_partial_lambda(own, simulated_f=lambda copies: 3)
-    rows = np.concatenate([own, np.tile(-attack.lam * attack.direction, (attack.copies, 1))])
+    rows = np.concatenate([np.tile(-attack.lam * attack.direction, (attack.copies, 1)), own])
     assert attack.found
-    assert ref.krum_index(rows, 3) >= 8
+    assert ref.krum_index(rows, 3) < attack.copies
+
+
+@pytest.mark.parametrize(("n", "c", "f"), [(10, 3, 2), (10, 3, 4), (12, 2, 4), (12, 1, 0)])
+def test_full_knowledge_with_another_f_keeps_its_bound(n: int, c: int, f: int) -> None:
+    rng = np.random.default_rng(f)
+    for _ in range(15):
+        updates = 0.3 + rng.normal(size=(n, 3))
+        malicious = np.arange(n) < c
+        bound = ref.fang_krum_bound(updates[c:], n, c, f)
+        attack = ref.fang_krum_full_lambda(updates, malicious, f=f)
+        assert attack.lam == bound / 2**attack.halvings
+        for factor in [1.0001, 1.1, 1.5, 3.0, 10.0]:
+            row = -factor * bound * attack.direction
+            assert ref.krum_index(ref.replace_rows(updates, malicious, row), f) >= c
+
+
+def test_full_knowledge_with_another_f_by_hand() -> None:
+    # n = 7, c = 2, f = 1: 4 neighbours, 3 benign ones in the divisor; the 4 other benign rows.
+    # -4: 4 + 25 + 81 + 121 = 231, -2: 143, 1: 9 + 16 + 25 + 36 = 86, 5: 150, 7: 246; farthest 7.
+    benign = column(-4, -2, 1, 5, 7)
+    assert ref.fang_krum_bound(benign, 7, 2, 1) == pytest.approx(math.sqrt(86 / 3) + 7)
+    # f = 0 counts 5 neighbours, but there are only 4 other benign rows; divisor 4.
+    assert ref.fang_krum_bound(benign, 7, 2, 0) == pytest.approx(math.sqrt(86 / 4) + 7)
 
 
 def test_full_trim_interval_by_hand() -> None:

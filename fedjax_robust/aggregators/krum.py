@@ -21,6 +21,7 @@ from fedjax_robust.robust_stats import (
     sort_present,
     weighted_mean,
 )
+from fedjax_robust.sorting import sort_clients
 from fedjax_robust.types import Aggregator, Array, Info, Received, State
 
 
@@ -28,7 +29,7 @@ def krum_scores(distances: Array, present: Array, f: int | Array) -> Array:
     """Krum's score: the sum of squared distances to the n - f - 2 closest other rows.
 
     Args:
-      distances: (n, n) squared distances, +inf to absent rows.
+      distances: (n, n) squared distances, symmetric, +inf to absent rows.
       present: (n,) bool.
       f: number of malicious rows assumed; at least one neighbour is always counted.
 
@@ -38,9 +39,9 @@ def krum_scores(distances: Array, present: Array, f: int | Array) -> Array:
     n = distances.shape[0]
     neighbours = jnp.maximum(jnp.sum(present) - f - 2, 1)
     others = jnp.where(jnp.eye(n, dtype=bool), jnp.inf, distances)
-    closest = jnp.where(jnp.arange(n) < neighbours, jnp.sort(others, axis=1), 0)
+    closest = jnp.where(jnp.arange(n)[:, None] < neighbours, sort_clients(others), 0)
     largest = jnp.finfo(distances.dtype).max
-    return jnp.where(present, jnp.minimum(jnp.sum(closest, axis=1), largest), jnp.inf)
+    return jnp.where(present, jnp.minimum(jnp.sum(closest, axis=0), largest), jnp.inf)
 
 
 def krum(f: int) -> Aggregator:
@@ -118,7 +119,7 @@ def bulyan_selection(distances: Array, present: Array, f: int, theta: int) -> tu
         counted = alive & (jnp.cumsum(alive, axis=1) <= neighbours)
         scores = jnp.sum(jnp.where(counted, ascending, 0), axis=1)
         best = jnp.argmin(jnp.where(remaining, jnp.minimum(scores, largest), jnp.inf))
-        chosen, valid = chosen.at[i].set(best), valid.at[i].set(remaining[best])
+        chosen, valid = chosen.at[i].set(best.astype(jnp.int32)), valid.at[i].set(remaining[best])
         return remaining.at[best].set(False), chosen, valid
 
     start = (present, jnp.zeros(theta, jnp.int32), jnp.zeros(theta, bool))
@@ -169,7 +170,7 @@ def mean_around_median(x: Array, present: Array, dropped: int) -> Array:
       dropped: values left out, 0 <= dropped < n; at least one value is kept.
 
     Returns:
-      (d,).
+      (d,); zero if no row is present.
     """
     n = x.shape[0]
     values, start, count = sort_present(x, present)
@@ -178,9 +179,10 @@ def mean_around_median(x: Array, present: Array, dropped: int) -> Array:
     shifts = jnp.arange(dropped)
     left = jnp.take(values, start + shifts, axis=0, mode="clip")
     right = jnp.take(values, start + shifts + kept, axis=0, mode="clip")
-    # Moving the window up by one trades `left` for `right`.
-    better = (middle - left > right - middle) & (shifts < count - kept)[:, None]
+    # Moving the window up by one trades `left` for `right`; it pays if `right` is closer. Their mean is
+    # rounded as the median is, so that the two middle ones of an even number are equally close.
+    better = (0.5 * left + 0.5 * right < middle) & (shifts < count - kept)[:, None]
     begin = start + jnp.sum(better, axis=0)
     rank = jnp.arange(n)[:, None]
-    window = (rank >= begin) & (rank < begin + kept)
+    window = (rank >= begin) & (rank < begin + jnp.minimum(kept, count))
     return jnp.sum(jnp.where(window, values, 0), axis=0) / kept

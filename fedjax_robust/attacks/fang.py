@@ -24,9 +24,8 @@ import jax.numpy as jnp
 from fedjax_robust.aggregators.krum import krum_scores
 from fedjax_robust.attacks.crafted import moments
 from fedjax_robust.robust_stats import changing_direction, pairwise_squared_distances
+from fedjax_robust.sorting import sort_clients
 from fedjax_robust.types import Aggregator, Array, Attack, AttackerView, Key, Knowledge, State
-
-_HALVINGS = 40  # lambda may start up to 2^39 thresholds high
 
 Direction = Callable[[Array], Array]
 
@@ -125,38 +124,52 @@ class _Search:
         self.rows = rows
         self.number = jnp.sum(rows)
         self.squares = jnp.sum(jnp.square(honest), axis=1)
+        self.near = rows & jnp.isfinite(
+            self.squares
+        )  # the others are infinitely far from everything
         self.along = jnp.dot(honest, s, precision="highest")
         self.length = jnp.sum(jnp.square(s))
         distances = jnp.where(
             jnp.eye(n, dtype=bool), jnp.inf, pairwise_squared_distances(honest, rows)
         )
-        ascending = jnp.sort(distances, axis=1)
+        ascending = sort_clients(distances).T  # symmetric: a row's distances are a column's
         self.sums = jnp.pad(jnp.cumsum(ascending, axis=1), ((0, 0), (1, 0)))  # of the k closest
 
     def largest(
         self, copies: Array, f: Array | int, threshold: float | Array
     ) -> tuple[Array, Array]:
-        """The first of bound, bound / 2, ... at which Krum picks a crafted row; and whether one does."""
+        """The first of bound, bound / 2, ... at which Krum picks a crafted row; and whether one does.
+
+        The bound is tried first, however small; what is below the threshold later is not tried.
+        """
         neighbours = jnp.maximum(self.number + copies - f - 2, 1)
-        candidates = self.bound(copies, neighbours) * 0.5 ** jnp.arange(_HALVINGS)
-        picked = jax.vmap(lambda lam: self.krum_picks_crafted(lam, copies, neighbours))(candidates)
-        stop = picked | (candidates < threshold)
-        lam = candidates[jnp.argmax(stop)]
-        return lam, jnp.any(stop) & (lam >= threshold)
+
+        def halve(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            lam = carry[0] / 2
+            return lam, (lam >= threshold) & self.krum_picks_crafted(lam, copies, neighbours)
+
+        lam = self.bound(copies, neighbours)
+        start = lam, self.krum_picks_crafted(lam, copies, neighbours)
+        return jax.lax.while_loop(lambda carry: ~carry[1] & (carry[0] >= threshold), halve, start)
 
     def bound(self, copies: Array, neighbours: Array) -> Array:
-        """Theorem 1 (eq. 3), for any number of copies and neighbours."""
-        closest = jnp.take(self.sums, neighbours, axis=1, mode="clip")
+        """Theorem 1 (eq. 3), for any number of copies and neighbours.
+
+        With f < copies - 1 Krum counts more neighbours than there are other honest rows; then all of
+        them are summed, which is a starting point rather than a bound.
+        """
+        others = jnp.clip(neighbours, 0, self.number - 1)
+        closest = jnp.take(self.sums, others, axis=1, mode="clip")
         closest = jnp.min(jnp.where(self.rows, closest, jnp.inf))
         honest_neighbours = jnp.maximum(neighbours - copies + 1, 1)
         spread = jnp.sqrt(closest / (honest_neighbours * self.length))
-        reach = jnp.sqrt(jnp.max(jnp.where(self.rows, self.squares, 0)) / self.length)
+        reach = jnp.sqrt(jnp.max(jnp.where(self.near, self.squares, 0)) / self.length)
         return jnp.where(jnp.isfinite(spread), spread, 0) + reach
 
     def krum_picks_crafted(self, lam: Array, copies: Array, neighbours: Array) -> Array:
         n = self.squares.shape[0]
         to_crafted = jnp.maximum(lam**2 * self.length + 2 * lam * self.along + self.squares, 0)
-        to_crafted = jnp.where(self.rows, to_crafted, jnp.inf)
+        to_crafted = jnp.where(self.near, to_crafted, jnp.inf)
         rank = jnp.arange(n)
         honest_neighbours = neighbours - (copies - 1)
         crafted = jnp.sum(jnp.where(rank < honest_neighbours, jnp.sort(to_crafted), 0))
@@ -168,7 +181,7 @@ class _Search:
         )
         possible = (t <= copies) & (t <= neighbours) & (neighbours - t <= self.number - 1)
         honest = jnp.min(jnp.where(possible & self.rows[:, None], by_t, jnp.inf))
-        return crafted <= honest
+        return (crafted <= honest) & jnp.isfinite(crafted)
 
 
 def _surround(view: AttackerView, centre: Array, epsilon: float | Array) -> Array:

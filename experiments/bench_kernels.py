@@ -1,0 +1,211 @@
+"""Measure the package's kernels against what they replace.
+
+- ``sort_clients`` against ``jnp.sort`` and ``np.sort`` along the clients.
+- The clients' gradients of the DNN of Fang et al. (2020), with the same weights for all clients (one
+  local step) and with weights per client (all later steps), for several client chunks, against the
+  same network of Flax's own convolution and pooling (few clients: it takes seconds).
+
+  python experiments/bench_kernels.py --out results/bench_kernels.json
+  python experiments/bench_kernels.py --kernels sort --parameters 1000000
+
+Everything that is compared runs in turn, ``--repeats`` times, so that a change of the machine's speed
+meets all alike. Times are milliseconds: the median of the repeats, their minimum and maximum, and
+the median processor time of all threads, which other programs on the machine disturb least.
+"slower" is a ratio of medians.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from fedjax_robust import report
+from fedjax_robust.models import FangDNN, xavier
+from fedjax_robust.sorting import sort_clients
+from fedjax_robust.tasks import classification
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    kernels: tuple[Literal["sort", "conv"], ...] = ("sort", "conv")
+    clients: int = 100
+    """n, the rows of the matrix and the clients whose gradients are computed."""
+    parameters: tuple[int, ...] = (139_960, 1_000_000)
+    """d, the columns of the matrices to sort."""
+    chunks: tuple[int, ...] = (1, 5, 10, 20, 50, 100)
+    """Clients whose gradients are computed at a time."""
+    baseline_clients: int = 4
+    """Clients for Flax's own layers; their time is multiplied up to ``clients``."""
+    batch_size: int = 32
+    repeats: int = 7
+    out: Path | None = None
+    """JSON file for the rows and for what they were measured with."""
+
+
+class FlaxDNN(nn.Module):
+    """The network of ``FangDNN`` made of Flax's layers."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for features in (30, 50):
+            x = nn.Conv(features, (3, 3), padding="VALID", kernel_init=xavier(2.24))(x)
+            x = nn.max_pool(nn.relu(x), (2, 2), (2, 2))
+        x = nn.relu(nn.Dense(200)(x.reshape(x.shape[0], -1)))
+        return nn.Dense(self.num_classes)(x)
+
+
+def measure(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Row]:
+    """Run everything in turn, once to warm up and then ``repeats`` times."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            used, start = processor_time(), time.perf_counter()
+            jax.block_until_ready(run())
+            if repeat > 0:
+                elapsed = time.perf_counter() - start
+                times[name].append((1e3 * elapsed, 1e3 * (processor_time() - used)))
+    rows = {}
+    for name, pairs in times.items():
+        wall, cpu = zip(*pairs, strict=True)
+        rows[name] = {
+            "ms": statistics.median(wall),
+            "min": min(wall),
+            "max": max(wall),
+            "cpu_ms": statistics.median(cpu),
+        }
+    return rows
+
+
+def processor_time() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def compiled(function: Callable[..., jax.Array], *args: jax.Array) -> tuple[Callable, Row]:
+    """The compiled function, and the seconds that took and MiB of memory beside the arguments."""
+    start = time.perf_counter()
+    program = jax.jit(function).lower(*args).compile()
+    facts: Row = {"compile_s": time.perf_counter() - start}
+    memory = program.memory_analysis()
+    if memory is not None:
+        used = memory.temp_size_in_bytes + memory.output_size_in_bytes
+        facts["memory_mib"] = used / 2**20
+    return lambda: program(*args), facts
+
+
+def bench_sort(n: int, d: int, repeats: int) -> list[Row]:
+    """All ranks, those of a trimmed mean (a fifth cut off at both ends), and the middle."""
+    x = np.random.default_rng(0).normal(size=(n, d)).astype(np.float32)
+    on_device = jnp.asarray(x)
+    rows = []
+    for what, low, high in [
+        ("sort", 0, n),
+        ("trimmed mean's ranks", n // 5, n - n // 5),
+        ("median's ranks", (n - 1) // 2, n // 2 + 1),
+    ]:
+
+        def by_network(x: jax.Array, low: int = low, high: int = high) -> jax.Array:
+            return sort_clients(x, low, high)
+
+        def by_xla(x: jax.Array, low: int = low, high: int = high) -> jax.Array:
+            return jnp.sort(x, axis=0)[low:high]
+
+        network, facts = compiled(by_network, on_device)
+        xla, xla_facts = compiled(by_xla, on_device)
+        np.testing.assert_array_equal(network(), np.sort(x, axis=0)[low:high])
+        times = measure(
+            {"sort_clients": network, "jnp.sort": xla, "np.sort": lambda: np.sort(x, axis=0)},
+            repeats,
+        )
+        for name, extra in [("sort_clients", facts), ("jnp.sort", xla_facts), ("np.sort", {})]:
+            ratio = times[name]["ms"] / times["sort_clients"]["ms"]
+            shape = f"{n} x {d}"
+            rows.append(
+                {"what": f"{what}, {shape}", "how": name, **times[name], **extra, "slower": ratio}
+            )
+    return rows
+
+
+def bench_conv(settings: Settings) -> list[Row]:
+    """Gradients of ``clients`` clients, in chunks and by Flax's layers."""
+    n, b = settings.clients, settings.batch_size
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.uniform(keys[0], (n, b, 28, 28, 1))
+    y = jax.random.randint(keys[1], (n, b), 0, 10)
+    rows = []
+    for what in ("the same weights", "weights per client"):
+        shared = what == "the same weights"
+
+        def gradients(
+            module: nn.Module, chunk: int, count: int, shared: bool = shared
+        ) -> tuple[Callable, Row]:
+            task = classification(module, x[0])
+            start = task.init(keys[2])
+            params = start if shared else jnp.tile(start, (count, 1))
+
+            def one(params: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+                return jax.grad(task.loss)(params, {"x": x, "y": y})
+
+            def all_clients(params: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+                if shared:
+                    return jax.lax.map(lambda xy: one(params, *xy), (x, y), batch_size=chunk)
+                return jax.lax.map(lambda a: one(*a), (params, x, y), batch_size=chunk)
+
+            return compiled(all_clients, params, x[:count], y[:count])
+
+        runs, facts = {}, {}
+        for chunk in settings.chunks:
+            name = f"chunks of {chunk}"
+            runs[name], facts[name] = gradients(FangDNN(10), min(chunk, n), n)
+        name = f"flax layers, {settings.baseline_clients} clients, scaled"
+        few = settings.baseline_clients
+        runs[name], facts[name] = gradients(FlaxDNN(10), few, few)
+        times = measure(runs, settings.repeats)
+        times[name] = {key: value * n / few for key, value in times[name].items()}
+        best = min(row["ms"] for row in times.values())
+        rows += [
+            {"what": f"DNN gradients, {what}", "how": name, **row, **facts[name]}
+            | {"slower": row["ms"] / best}
+            for name, row in times.items()
+        ]
+    return rows
+
+
+def main(settings: Settings) -> list[Row]:
+    rows: list[Row] = []
+    if "sort" in settings.kernels:
+        for d in settings.parameters:
+            rows += bench_sort(settings.clients, d, settings.repeats)
+    if "conv" in settings.kernels:
+        rows += bench_conv(settings)
+    print(report.markdown_table(rows))
+    print(
+        "\nslower: times the median of sort_clients, or of the best chunk. Memory beside arguments."
+    )
+    if settings.out is not None:
+        settings.out.parent.mkdir(parents=True, exist_ok=True)
+        facts = {**report.provenance(), "cpus": os.cpu_count()}
+        content = {"settings": dataclasses.asdict(settings), "measured_with": facts, "rows": rows}
+        settings.out.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    return rows
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))

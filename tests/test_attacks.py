@@ -1,0 +1,735 @@
+"""Every attack against its definition in ``reference.py``, and what all attacks promise.
+
+A new attack needs one line in ``ATTACKS``: how it is made, and a check of what it sends. The checks see
+the attacker's view alone, with the rows it cannot see zeroed, as the engine does it.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference as ref
+
+from fedjax_robust.aggregators import krum, median, trimmed_mean
+from fedjax_robust.attacks import (
+    data_poisoning,
+    fang_krum_full,
+    fang_krum_partial,
+    fang_trim_deviation,
+    fang_trim_full,
+    fang_trim_partial,
+    gaussian,
+    label_flip,
+    no_attack,
+)
+from fedjax_robust.types import Attack, AttackerView, Client, Knowledge
+
+EPSILON = 0.01  # the default radius of the ball
+ALL = Knowledge(others=True, rule=True)
+
+
+class Round(NamedTuple):
+    """One round before the attack, from which the attacker's view is made."""
+
+    updates: np.ndarray
+    """(n, d) float32"""
+    malicious: np.ndarray
+    """(n,) bool, the malicious rows that are present"""
+    present: np.ndarray
+    """(n,) bool"""
+    num_malicious: int
+    params: np.ndarray
+    f: int = 2
+    """of the server's trimmed mean"""
+
+    @property
+    def honest(self) -> np.ndarray:
+        return self.updates[self.present & ~self.malicious]
+
+    @property
+    def own(self) -> np.ndarray:
+        return self.updates[self.malicious]
+
+
+def make_round(seed: int, shape: Shape, f: int = 2) -> Round:
+    """Honest-looking rows with a common shift; rows 0 .. c - 1 are malicious, ``absent`` ones missing."""
+    n, c, d, absent = shape
+    rng = np.random.default_rng(seed)
+    updates = (0.3 * rng.choice([-1, 1], size=d) + rng.normal(size=(n, d))).astype(np.float32)
+    present = ~np.isin(np.arange(n), absent)
+    params = (3 * rng.normal(size=d)).astype(np.float32)
+    return Round(updates, present & (np.arange(n) < c), present, c, params, f)
+
+
+def view(r: Round, key: jax.Array | int = 0, knowledge: Knowledge = ALL) -> AttackerView:
+    """What the engine would show the attacker; all but the static parts may be traced."""
+    updates, malicious, present = map(jnp.asarray, (r.updates, r.malicious, r.present))
+    visible = present if knowledge.others else malicious
+    rule = trimmed_mean(r.f)
+    return AttackerView(
+        updates=jnp.where(visible[:, None], updates, 0),
+        visible=visible,
+        reference=visible & ~malicious if knowledge.others else malicious,
+        malicious=malicious,
+        num_malicious=r.num_malicious,
+        params=jnp.asarray(r.params),
+        key=jax.random.key(key) if isinstance(key, int) else key,
+        aggregate=(lambda u: rule(u, present.astype(u.dtype))) if knowledge.rule else None,
+    )
+
+
+TRACES: collections.Counter[Attack] = collections.Counter()
+
+
+@functools.cache
+def compiled(attack: Attack, num_malicious: int, f: int) -> Callable[..., jax.Array]:
+    """round's arrays, keys (k,) -> rows (k, num_malicious, d) that the attack sends."""
+
+    def craft(key: jax.Array, arrays: tuple) -> jax.Array:
+        TRACES[attack] += 1
+        updates, malicious, present, params = arrays
+        r = Round(updates, malicious, present, num_malicious, params, f)
+        crafted, state = attack.craft(view(r, key, attack.needs), attack.init(params))
+        assert state == ()
+        return crafted[:num_malicious]
+
+    return jax.jit(jax.vmap(craft, in_axes=(0, None)))
+
+
+def send(attack: Attack, r: Round, draws: int = 1, seed: int = 0) -> np.ndarray:
+    """What the malicious rows that are present send, (draws, c, d)."""
+    keys = jax.random.split(jax.random.key(seed), draws)
+    arrays = (r.updates, r.malicious, r.present, r.params)
+    rows = np.asarray(compiled(attack, r.num_malicious, r.f)(keys, arrays))
+    return rows[:, r.malicious[: r.num_malicious]]
+
+
+# --- What the attacks must send --------------------------------------------------------------------
+
+
+def check_nothing(rows: np.ndarray, r: Round) -> None:
+    assert np.array_equal(rows, np.broadcast_to(r.own, rows.shape))
+
+
+def check_gaussian(rows: np.ndarray, r: Round) -> None:
+    """Rows are (draws, c, d); the moments to 5 standard errors."""
+    mean, std = ref.gaussian_moments(r.updates[r.present])
+    z = (rows - mean) / std
+    draws, c, _ = rows.shape
+    error = 5 / math.sqrt(draws)
+    assert np.max(np.abs(np.mean(z, axis=0))) < error
+    assert np.max(np.abs(np.mean(z**2, axis=0) - 1)) < error * math.sqrt(2)
+    assert abs(np.mean(z**4) - 3) < error * math.sqrt(96)
+    if c > 1:  # clients and coordinates are independent
+        flat = z.reshape(draws, -1)
+        correlations = np.corrcoef(flat, rowvar=False) - np.eye(flat.shape[1])
+        assert np.max(np.abs(correlations)) < error
+
+
+def check_interval(rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+    """Uniform in [low, high] per coordinate, independent between clients; rows (draws, c, d)."""
+    draws, c, d = rows.shape
+    assert np.all(rows >= low - 1e-5) and np.all(rows <= high + 1e-5)
+    u = (rows - low) / (high - low)
+    error = 5 / math.sqrt(draws)
+    assert np.max(np.abs(np.mean(u, axis=0) - 1 / 2)) < error * math.sqrt(1 / 12)
+    assert np.max(np.abs(np.mean(u**2, axis=0) - 1 / 3)) < error * math.sqrt(4 / 45)
+    if c * d > 1:
+        correlations = np.corrcoef(u.reshape(draws, -1), rowvar=False) - np.eye(c * d)
+        assert np.max(np.abs(correlations)) < error
+
+
+def directions(r: Round) -> np.ndarray:
+    return ref.changing_direction(ref.trimmed_mean(r.updates, r.f, r.present))
+
+
+def check_trim_full(
+    rows: np.ndarray, r: Round, b: float = 2.0, in_model_space: bool = True
+) -> None:
+    here = (r.updates[r.present], r.params, r.malicious[r.present], directions(r))
+    check_interval(rows, *ref.fang_trim_full_interval(*here, b, in_model_space))
+
+
+def check_trim_deviation(
+    rows: np.ndarray, r: Round, b: float = 2.0, in_model_space: bool = True
+) -> None:
+    interval = ref.fang_trim_deviation_interval(
+        r.updates[r.present],
+        r.params,
+        r.malicious[r.present],
+        lambda u: ref.trimmed_mean(u, r.f),
+        b,
+        in_model_space,
+    )
+    check_interval(rows, *interval)
+
+
+def check_trim_partial(rows: np.ndarray, r: Round, low: float = 3.0, high: float = 4.0) -> None:
+    check_interval(rows, *ref.fang_trim_partial_interval(r.own, low, high))
+
+
+def check_around(rows: np.ndarray, centre: np.ndarray, r: Round, epsilon: float) -> None:
+    """Row 0 is the centre, if present; the others are in the ball around it, and not all the same."""
+    scale = np.max(np.abs(centre))
+    if r.malicious[0]:
+        np.testing.assert_allclose(
+            rows[:, 0], np.broadcast_to(centre, rows[:, 0].shape), rtol=0, atol=2e-5 * scale
+        )
+        rows = rows[:, 1:]
+    distances = np.linalg.norm(rows - centre, axis=2)
+    assert np.all(distances <= epsilon + 1e-4 * scale)
+    if rows.shape[1]:
+        assert np.max(distances) > epsilon / 2
+        assert np.min(np.std(rows, axis=0)) > 1e-3 * epsilon
+
+
+def check_krum_full(
+    rows: np.ndarray,
+    r: Round,
+    f: int | None = None,
+    threshold: float = 1e-5,
+    deviation_goal: bool = False,
+    epsilon: float = EPSILON,
+) -> None:
+    here = r.updates[r.present], r.malicious[r.present]
+    attack = ref.fang_krum_full_lambda(*here, f, threshold, deviation_goal)
+    check_around(rows, -attack.lam * attack.direction, r, epsilon)
+
+
+def check_krum_partial(
+    rows: np.ndarray,
+    r: Round,
+    threshold: float = 1e-5,
+    simulated_f: Callable[[int], int] = lambda copies: copies,
+    deviation_goal: bool = False,
+    epsilon: float = EPSILON,
+) -> None:
+    attack = ref.fang_krum_partial_lambda(r.own, threshold, simulated_f, deviation_goal)
+    check_around(rows, -attack.lam * attack.direction, r, epsilon)
+
+
+# Krum's decisions must not hang on rounding: a search is only compared with the reference if, wherever
+# it asked Krum, the best crafted and the best honest score differ by this fraction.
+MARGIN = 1e-3
+
+
+def scores_are_clear(rows: np.ndarray, f: int, crafted: np.ndarray) -> bool:
+    scores = ref.krum_scores(rows, f)
+    ours, theirs = np.min(scores[crafted]), np.min(scores[~crafted])
+    return abs(ours - theirs) > MARGIN * max(ours, theirs)
+
+
+def full_is_clear(r: Round, f: int | None = None, deviation_goal: bool = False) -> bool:
+    x, malicious = r.updates[r.present], r.malicious[r.present]
+    f = int(np.sum(malicious)) if f is None else f
+    before = np.sort(ref.krum_scores(x, f))
+    attack = ref.fang_krum_full_lambda(x, malicious, f, deviation_goal=deviation_goal)
+    tried = attack.lam * 2.0 ** np.arange(attack.halvings + 1)
+    return before[1] - before[0] > MARGIN * before[1] and all(
+        scores_are_clear(ref.replace_rows(x, malicious, -lam * attack.direction), f, malicious)
+        for lam in tried
+    )
+
+
+def partial_is_clear(
+    r: Round,
+    simulated_f: Callable[[int], int] = lambda copies: copies,
+    deviation_goal: bool = False,
+) -> bool:
+    attack = ref.fang_krum_partial_lambda(
+        r.own, simulated_f=simulated_f, deviation_goal=deviation_goal
+    )
+    if np.min(np.abs(np.mean(r.own, axis=0))) < 1e-4:
+        return False
+    for copies in range(1, attack.copies + 1):
+        lam = ref.fang_krum_partial_bound(r.own, copies, simulated_f(copies))
+        last = attack.lam if copies == attack.copies else 1e-5
+        crafted = np.arange(copies + len(r.own)) < copies
+        while lam >= last:
+            rows = np.concatenate([[-lam * attack.direction] * copies, r.own])
+            if not scores_are_clear(rows, simulated_f(copies), crafted):
+                return False
+            lam /= 2
+    return True
+
+
+def trim_is_clear(r: Round) -> bool:
+    """No interval is so narrow that rounding matters in it."""
+    extremes = np.array([r.honest.min(axis=0), r.honest.max(axis=0)])
+    return np.min(np.abs([extremes, extremes + r.params])) > 0.05
+
+
+def always_clear(r: Round) -> bool:
+    return True
+
+
+class Shape(NamedTuple):
+    n: int
+    c: int
+    d: int
+    absent: tuple[int, ...] = ()
+
+
+# Malicious and honest rows are absent, the first one too. One (n, c, d) is compiled only once.
+MAIN = Shape(14, 6, 5)
+MANY_OWN = (MAIN, MAIN._replace(absent=(3, 9)), MAIN._replace(absent=(0, 2, 13)))
+TWO_OWN = (*MANY_OWN, Shape(10, 2, 20, (5,)))
+SHAPES = (*TWO_OWN, MAIN._replace(absent=(0, 1, 2, 3, 5)))
+
+
+class Case(NamedTuple):
+    attack: Attack
+    check: Callable[[np.ndarray, Round], None]
+    """rows (draws, present malicious clients, d), round: compares with the reference"""
+    clear: Callable[[Round], bool] = always_clear
+    """whether rounding cannot decide on what the attack sends"""
+    draws: int = 2000
+    shapes: tuple[Shape, ...] = SHAPES
+
+
+def half_plus_one(copies: int) -> int:
+    return copies // 2 + 1
+
+
+with_ = functools.partial
+ATTACKS = {
+    "no_attack": Case(no_attack(), check_nothing, draws=2),
+    "data_poisoning": Case(
+        data_poisoning(Client(lambda p: (), lambda *_: None)), check_nothing, draws=2
+    ),
+    "gaussian": Case(gaussian(), check_gaussian),
+    "fang_trim_full": Case(fang_trim_full(), check_trim_full, trim_is_clear),
+    "fang_trim_deviation": Case(fang_trim_deviation(), check_trim_deviation, trim_is_clear),
+    "fang_trim_partial": Case(fang_trim_partial(), check_trim_partial, shapes=TWO_OWN),
+    "fang_krum_full": Case(fang_krum_full(), check_krum_full, full_is_clear, 20),
+    # With fewer than 4 own rows the simulated Krum counts one neighbour, and ties: by hand below.
+    "fang_krum_partial": Case(
+        fang_krum_partial(), check_krum_partial, partial_is_clear, 20, MANY_OWN
+    ),
+}
+VARIANTS = {
+    "fang_trim_full b": Case(
+        fang_trim_full(b=5.0), with_(check_trim_full, b=5.0), trim_is_clear, shapes=MANY_OWN
+    ),
+    "fang_trim_full on_updates": Case(
+        fang_trim_full(on_updates=True),
+        with_(check_trim_full, in_model_space=False),
+        trim_is_clear,
+        shapes=MANY_OWN,
+    ),
+    "fang_trim_deviation b on_updates": Case(
+        fang_trim_deviation(4.0, on_updates=True),
+        with_(check_trim_deviation, b=4.0, in_model_space=False),
+        trim_is_clear,
+        shapes=MANY_OWN,
+    ),
+    "fang_trim_partial low high": Case(
+        fang_trim_partial(0.5, 1.5), with_(check_trim_partial, low=0.5, high=1.5), shapes=MANY_OWN
+    ),
+    "fang_krum_full f": Case(
+        fang_krum_full(5), with_(check_krum_full, f=5), with_(full_is_clear, f=5), 20, MANY_OWN
+    ),
+    "fang_krum_full small f": Case(
+        fang_krum_full(2), with_(check_krum_full, f=2), with_(full_is_clear, f=2), 20, MANY_OWN
+    ),
+    "fang_krum_full epsilon threshold": Case(
+        fang_krum_full(epsilon=3.0, threshold=0.25),
+        with_(check_krum_full, epsilon=3.0, threshold=0.25),
+        full_is_clear,
+        2000,
+        MANY_OWN,
+    ),
+    "fang_krum_full deviation": Case(
+        fang_krum_full(direction=jnp.ones_like),
+        with_(check_krum_full, deviation_goal=True),
+        with_(full_is_clear, deviation_goal=True),
+        20,
+        MANY_OWN,
+    ),
+    "fang_krum_partial f": Case(
+        fang_krum_partial(simulated_f=lambda copies: copies // 2 + 1),
+        with_(check_krum_partial, simulated_f=half_plus_one),
+        with_(partial_is_clear, simulated_f=half_plus_one),
+        20,
+        MANY_OWN,
+    ),
+    "fang_krum_partial epsilon threshold": Case(
+        fang_krum_partial(epsilon=0.5, threshold=0.3),
+        with_(check_krum_partial, epsilon=0.5, threshold=0.3),
+        partial_is_clear,
+        20,
+        MANY_OWN,
+    ),
+    "fang_krum_partial deviation": Case(
+        fang_krum_partial(direction=jnp.ones_like),
+        with_(check_krum_partial, deviation_goal=True),
+        with_(partial_is_clear, deviation_goal=True),
+        20,
+        MANY_OWN,
+    ),
+}
+PARTIAL = [name for name, case in ATTACKS.items() if not case.attack.needs.others]
+CRAFTED = [name for name, case in ATTACKS.items() if case.draws > 2]
+every_attack = pytest.mark.parametrize("name", ATTACKS)
+
+
+def clear_rounds(case: Case, shape: Shape, number: int) -> list[Round]:
+    rounds = (make_round(seed, shape) for seed in itertools.count())
+    return list(itertools.islice(filter(case.clear, rounds), number))
+
+
+@pytest.mark.parametrize(
+    ("case", "shape"),
+    [
+        pytest.param(case, shape, id=f"{name} {shape.n} {shape.c} {shape.d} {shape.absent}")
+        for name, case in (ATTACKS | VARIANTS).items()
+        for shape in case.shapes
+    ],
+)
+def test_equals_the_reference(case: Case, shape: Shape) -> None:
+    for r in clear_rounds(case, shape, 3):
+        rows = send(case.attack, r, case.draws)
+        assert rows.shape == (case.draws, np.sum(r.malicious), shape.d)
+        assert rows.dtype == np.float32
+        case.check(rows, r)
+
+
+def test_the_rounds_are_varied() -> None:
+    """What is compared above reaches the branches of the definitions."""
+    sides = set()
+    for r in clear_rounds(ATTACKS["fang_trim_full"], MAIN, 3):
+        models = r.honest + r.params
+        down = directions(r) < 0
+        sides |= {("above", *pair) for pair in zip(down, models.max(axis=0) > 0, strict=True)}
+        sides |= {("below", *pair) for pair in zip(~down, models.min(axis=0) > 0, strict=True)}
+    assert {("above", True, True), ("above", True, False)} <= sides
+    assert {("below", True, True), ("below", True, False)} <= sides
+
+    halvings, bounds_differ, copies = set(), 0, set()
+    for shape in SHAPES:
+        for r in clear_rounds(ATTACKS["fang_krum_full"], shape, 3):
+            halvings.add(
+                ref.fang_krum_full_lambda(r.updates[r.present], r.malicious[r.present]).halvings
+            )
+    for shape in MANY_OWN:
+        for r in clear_rounds(ATTACKS["fang_krum_partial"], shape, 3):
+            copies.add(ref.fang_krum_partial_lambda(r.own).copies)
+    assert len(halvings) > 2 and len(copies) > 1, (halvings, copies)
+    r = clear_rounds(VARIANTS["fang_krum_full f"], MAIN, 1)[0]
+    x, malicious = r.updates[r.present], r.malicious[r.present]
+    for f in (2, 5):  # c = 6
+        lam, default = (ref.fang_krum_full_lambda(x, malicious, f=g).lam for g in (f, None))
+        bounds_differ += math.log2(lam / default) % 1 > 1e-3
+    assert bounds_differ == 2
+
+
+# --- By hand ---------------------------------------------------------------------------------------
+
+
+def by_hand(own: list[float], honest: list[float]) -> Round:
+    """One parameter, received model 0; all in one shape, the other rows are absent."""
+    updates = np.full((14, 1), 99.0, np.float32)
+    updates[: len(own), 0], updates[6 : 6 + len(honest), 0] = own, honest
+    present = np.isin(np.arange(14), [*range(len(own)), *range(6, 6 + len(honest))])
+    return Round(updates, present & (np.arange(14) < 6), present, 6, np.zeros(1, np.float32), 0)
+
+
+FULL, FULL_DEVIATION = ATTACKS["fang_krum_full"], VARIANTS["fang_krum_full deviation"]
+OWN, OWN_DEVIATION = ATTACKS["fang_krum_partial"], VARIANTS["fang_krum_partial deviation"]
+
+
+def test_krum_attack_by_hand() -> None:
+    """Worked out in ``test_reference.py``."""
+    r = by_hand([7, 5], [-4, -2, 1, 5, 7])
+    # Before the attack Krum chooses 7: s = 1. Bound 12; Krum refuses -12 and -6, and takes -3.
+    assert send(FULL.attack, r)[0, 0] == pytest.approx(-3)
+    mirrored = r._replace(updates=-r.updates)
+    assert send(FULL.attack, mirrored)[0, 0] == pytest.approx(3)
+    # Deviation goal: always downwards, here towards the mirrored rows, and -6 is taken.
+    assert send(FULL_DEVIATION.attack, mirrored)[0, 0] == pytest.approx(-6)
+    # No lambda works: bound 5, halved until it is below the threshold.
+    assert send(FULL.attack, by_hand([2.5], [1, 2, 3, 4]))[0, 0] == pytest.approx(-5 / 2**19)
+
+
+@pytest.mark.parametrize(
+    ("case", "own", "expected"),
+    [
+        # s = -1. One copy is never taken; with two the bound is sqrt(2) + 3, and half of it is.
+        (OWN, [-3, -2, -1, 1], (math.sqrt(2) + 3) / 2),
+        # -2 lies on an own row and ties with it; the crafted one comes first (eq. 4).
+        (OWN_DEVIATION, [-3, -2, -1, 1], -2),
+        # c = 1: the crafted row and the own one are each other's only neighbour. Bound 3.
+        (OWN, [3], -3),
+        # c = 2: one copy is never taken, and two have score 0 at the bound 1 + 3.
+        (OWN, [2, 3], -4),
+    ],
+)
+def test_partial_krum_attack_by_hand(case: Case, own: list[float], expected: float) -> None:
+    """In float64: of the first, 2 + 2 lambda^2 against 2 is a tie in float32 for a small lambda."""
+    with jax.enable_x64(True):
+        r = by_hand(own, [50, 100, -70])
+        rows = send(case.attack, r._replace(updates=r.updates.astype(float)))
+    assert rows[0, 0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_trim_attack_by_hand() -> None:
+    """The intervals at a drawn quantile, for each of the four branches."""
+    # Models of the honest rows: (2, 3), (-4, -3), (2, 3), (-4, -3). Where the mean of all rows falls:
+    #   [3, 6], [-3, -1.5]; where it rises: [1, 2], [-8, -4].
+    params = np.array([1, -5, 1, -5], np.float32)
+    updates = np.array([[-99, -99, 99, 99], [1, 1, 1, 1], [2, 2, 2, 2]], np.float32)
+    r = Round(updates, np.arange(3) < 1, np.ones(3, bool), 1, params, 0)
+    models = send(ATTACKS["fang_trim_full"].attack, r, 2000)[:, 0] + params
+    np.testing.assert_allclose(models.min(axis=0), [3, -3, 1, -8], atol=0.02)
+    np.testing.assert_allclose(models.max(axis=0), [6, -1.5, 2, -4], atol=0.02)
+    assert np.all(models >= np.array([3, -3, 1, -8]) - 1e-5)
+    assert np.all(models <= np.array([6, -1.5, 2, -4]) + 1e-5)
+
+
+# --- What the attacks achieve ------------------------------------------------------------------------
+
+
+def replaced(r: Round, rows: np.ndarray) -> np.ndarray:
+    updates = r.updates.copy()
+    updates[r.malicious] = rows
+    return updates
+
+
+@pytest.mark.parametrize("case", [FULL, FULL_DEVIATION], ids=["directed", "deviation"])
+def test_krum_selects_the_crafted_row(case: Case) -> None:
+    """The rows sent, not only the ones assumed in the search, against the rule of the package."""
+    rule = jax.jit(krum(f=5).__call__)
+    for r in clear_rounds(case, MAIN._replace(absent=(5,)), 8):
+        rows = send(case.attack, r, case.draws)[0]
+        before, after = (
+            np.asarray(rule(updates, r.present.astype(np.float32)))
+            for updates in (r.updates, replaced(r, rows))
+        )
+        assert np.min(np.linalg.norm(rows - after, axis=1)) == 0
+        # It goes against what Krum would have done.
+        s = np.sign(before) if case is FULL else np.ones_like(before)
+        assert np.dot(s, after) < np.dot(s, before)
+
+
+def test_trim_attack_moves_the_rules_against_their_direction() -> None:
+    case = ATTACKS["fang_trim_full"]
+    rules = [jax.jit(rule.__call__) for rule in (trimmed_mean(2), median())]
+    for r in clear_rounds(case, MAIN, 3):
+        received = replaced(r, send(case.attack, r, case.draws)[0])
+        for rule in rules:
+            change = np.asarray(rule(received)) - np.asarray(rule(r.updates))
+            assert np.all(change * directions(r) < 0)
+
+
+def test_the_ball_is_filled_uniformly() -> None:
+    case = VARIANTS["fang_krum_full epsilon threshold"]  # epsilon = 3
+    r = clear_rounds(case, MAIN, 1)[0]
+    rows = send(case.attack, r, case.draws)
+    offsets = ((rows[:, 1:] - rows[:, :1]) / 3.0).reshape(-1, 5)
+    lengths = np.linalg.norm(offsets, axis=1)
+    assert np.max(lengths) <= 1 + 1e-5
+    error = 5 / math.sqrt(len(lengths))
+    # |x|^d is uniform in [0, 1], and the direction has no preference.
+    np.testing.assert_allclose(np.mean(lengths**5), 1 / 2, atol=error * math.sqrt(1 / 12))
+    np.testing.assert_allclose(np.mean(lengths**10), 1 / 3, atol=error * math.sqrt(4 / 45))
+    units = offsets / lengths[:, None]
+    assert np.max(np.abs(np.mean(units, axis=0))) < error / math.sqrt(5)
+    covariance = units.T @ units / len(units) * 5
+    assert np.max(np.abs(covariance - np.eye(5))) < error * 2
+
+
+# --- What all attacks promise ------------------------------------------------------------------------
+
+
+@every_attack
+def test_invisible_rows_do_not_matter(name: str) -> None:
+    """Even if they were not zeroed: absent rows for all, honest rows for partial knowledge.
+
+    The attack also is the same under vmap, which ``send`` uses, and without.
+    """
+    case = ATTACKS[name]
+    r = clear_rounds(case, MAIN._replace(absent=(3, 9)), 1)[0]
+    own = r.malicious[:6]
+    visible = r.present if case.attack.needs.others else r.malicious
+    key = jax.random.split(jax.random.key(0), case.draws)[0]
+
+    @jax.jit
+    def craft(updates: jax.Array) -> jax.Array:
+        unhidden = view(r, key, case.attack.needs)._replace(updates=updates)
+        return case.attack.craft(unhidden, ())[0][:6]
+
+    expected = send(case.attack, r, case.draws)[0]
+    for value in (0, 50, -1e4):
+        other = np.where(visible[:, None], r.updates, np.float32(value))
+        np.testing.assert_allclose(np.asarray(craft(other))[own], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CRAFTED)
+def test_draws_follow_the_key(name: str) -> None:
+    case = ATTACKS[name]
+    r = clear_rounds(case, MAIN, 1)[0]
+    first, again = (send(case.attack, r, case.draws, seed=1) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, send(case.attack, r, case.draws, seed=2))
+    # Malicious clients do not send the same.
+    assert np.min(np.abs(first[0, 1] - first[0, 2])) > 0
+
+
+@every_attack
+def test_second_call_does_not_recompile(name: str) -> None:
+    case = ATTACKS[name]
+    send(case.attack, make_round(0, MAIN), case.draws)
+    traces = TRACES[case.attack]
+    for seed, shape in enumerate(MANY_OWN):
+        send(case.attack, make_round(seed, shape), case.draws, seed)
+    assert TRACES[case.attack] == traces > 0
+
+
+@every_attack
+def test_finite_in_odd_situations(name: str) -> None:
+    """All rounds have one shape, so that each attack is compiled once."""
+    case = ATTACKS[name]
+    rounds = {
+        "one malicious": make_round(0, MAIN._replace(absent=(1, 2, 3, 4, 5))),
+        "malicious alone": make_round(1, MAIN._replace(absent=tuple(range(6, 14)))),
+        "one client alone": make_round(2, MAIN._replace(absent=tuple(range(1, 14)))),
+        "one of each": make_round(3, MAIN._replace(absent=(*range(1, 6), *range(7, 14)))),
+        "no malicious": make_round(4, MAIN._replace(absent=tuple(range(6)))),
+        "nobody": make_round(5, MAIN._replace(absent=tuple(range(14)))),
+    }
+    zero = np.zeros(5, np.float32)
+    for what, x in ref.nasty_matrices(14, 5, np.random.default_rng(6)).items():
+        if np.all(np.isfinite(x)):
+            rounds[what] = make_round(6, MAIN)._replace(updates=x, params=zero)
+    for what, r in rounds.items():
+        for row in (0, -1):  # whichever it is, the huge row may be hidden or not
+            r = r._replace(updates=np.roll(r.updates, row, axis=0))
+            arrays = (r.updates, r.malicious, r.present, r.params)
+            keys = jax.random.split(jax.random.key(0), case.draws)
+            rows = np.asarray(compiled(case.attack, 6, 2)(keys, arrays))
+            # The variance of a row of 1e30 is beyond float32: the server will drop what is sent.
+            if name != "gaussian" or "huge" not in what:
+                assert np.all(np.isfinite(rows)), what
+
+
+def test_krum_attack_beside_a_huge_honest_row() -> None:
+    """A diverged honest client puts the bound many halvings away from what Krum accepts."""
+    for size in (1e8, 1e12, 1e30):
+        for r in clear_rounds(FULL, MAIN, 3):
+            r.updates[9] = np.float32(size) * np.sign(r.updates[9])
+            rows = send(FULL.attack, r, FULL.draws)
+            if size < 1e9:
+                assert full_is_clear(r)
+                check_krum_full(rows, r)
+            lam = np.abs(rows[0, 0])
+            np.testing.assert_allclose(lam, lam[0], rtol=1e-6)
+            assert lam[0] > 0.05 and ref.krum_index(replaced(r, rows[0]), 6) < 6
+
+
+def test_krum_attack_on_small_updates() -> None:
+    """The bound is tried even if it is below the threshold: no copy is added without need."""
+    r = clear_rounds(OWN, MAIN, 1)[0]
+    r = r._replace(updates=r.updates * np.float32(2.0**-23))
+    # With f = 5 = c - 1 Krum counts one neighbour: one copy does not win, two do at any lambda.
+    attack = ref.fang_krum_partial_lambda(r.own, simulated_f=lambda copies: 5)
+    assert attack.found and attack.copies == 2 and attack.lam < 1e-5
+    rows = send(fang_krum_partial(simulated_f=lambda copies: 5), r)
+    check_around(rows[:, :1], -attack.lam * attack.direction, r, EPSILON)
+
+
+@pytest.mark.parametrize("name", ["fang_krum_full", "fang_krum_partial", "fang_trim_full"])
+def test_float64(name: str) -> None:
+    case = ATTACKS[name]
+    with jax.enable_x64(True):
+        r = clear_rounds(case, MAIN, 1)[0]
+        r = r._replace(updates=r.updates.astype(float), params=r.params.astype(float))
+        rows = send(case.attack, r, case.draws)
+        assert rows.dtype == np.float64
+        case.check(rows, r)
+
+
+def test_vmap_over_hyperparameters() -> None:
+    """One compilation serves all values of b, epsilon, threshold, low and high."""
+    r = clear_rounds(OWN, MAIN, 1)[0]
+
+    def craft(b: jax.Array, epsilon: jax.Array, threshold: jax.Array, high: jax.Array) -> list:
+        attacks = [
+            fang_trim_full(b),
+            fang_trim_partial(3.0, high),
+            fang_krum_full(epsilon=epsilon),
+            fang_krum_partial(threshold=threshold),
+        ]
+        return [attack.craft(view(r, 0, attack.needs), ())[0][:6] for attack in attacks]
+
+    values = [[1.5, 4.0], [0.0, 2.0], [1e-5, 0.5], [3.5, 9.0]]
+    values = [np.array(pair, np.float32) for pair in values]
+    one, many = jax.jit(craft), jax.jit(jax.vmap(craft))(*values)
+    for k in range(2):
+        for result, expected in zip(many, one(*[pair[k] for pair in values]), strict=True):
+            np.testing.assert_allclose(result[k], expected, rtol=1e-5, atol=1e-5)
+    for result in many[:3]:
+        assert np.max(np.abs(result[0] - result[1])) > 1e-2
+    np.testing.assert_array_equal(many[2][0], np.tile(many[2][0][0], (6, 1)))  # epsilon = 0
+
+
+# --- Preconditions and declarations ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fang_trim_full(b=1.0), "needs b > 1, got b=1.0"),
+        (lambda: fang_trim_deviation(b=0.5), "needs b > 1, got b=0.5"),
+        (
+            lambda: fang_trim_partial(4, 3),
+            "fang_trim_partial needs 0 <= low <= high, got low=4, high=3",
+        ),
+        (lambda: fang_trim_partial(-1, 3), "0 <= low <= high, got low=-1, high=3"),
+        (lambda: label_flip(1), "label_flip needs num_classes >= 2, got 1"),
+    ],
+)
+def test_preconditions(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_knowledge_that_attacks_need() -> None:
+    """Partial knowledge needs neither the others' updates nor the rule."""
+    needs = {name: tuple(case.attack.needs) for name, case in ATTACKS.items()}
+    assert needs == {
+        "no_attack": (False, False),
+        "data_poisoning": (False, False),
+        "gaussian": (True, False),
+        "fang_trim_full": (True, True),
+        "fang_trim_deviation": (True, True),
+        "fang_trim_partial": (False, False),
+        "fang_krum_full": (True, False),
+        "fang_krum_partial": (False, False),
+    }
+
+
+def test_data_poisoning_trains_with_its_client() -> None:
+    client = Client(lambda p: (), lambda *_: None)
+    assert data_poisoning(client).client is client
+    assert no_attack().client is None
+
+
+@pytest.mark.parametrize("num_classes", [2, 10])
+def test_label_flip(num_classes: int) -> None:
+    y = np.resize(np.arange(num_classes), 25).astype(np.int32)
+    batch = {"x": jnp.ones((25, 3)), "y": jnp.asarray(y), "mask": jnp.arange(25.0)}
+    flipped = jax.jit(label_flip(num_classes))(jax.random.key(0), batch)
+    np.testing.assert_array_equal(flipped["y"], ref.label_flip(y, num_classes))
+    assert flipped["y"].dtype == jnp.int32 and set(flipped) == {"x", "y", "mask"}
+    np.testing.assert_array_equal(flipped["x"], batch["x"])
+    np.testing.assert_array_equal(flipped["mask"], batch["mask"])
+    np.testing.assert_array_equal(batch["y"], y)

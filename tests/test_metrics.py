@@ -1,0 +1,179 @@
+"""Metrics against ``reference.py`` and by hand."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference as ref
+
+from fedjax_robust import metrics
+from fedjax_robust.types import Task
+
+CLASSES, FEATURES, EXAMPLES = 4, 3, 23
+
+
+def _linear(params: jax.Array, x: jax.Array) -> jax.Array:
+    return x.reshape(x.shape[0], -1) @ params.reshape(FEATURES, CLASSES)
+
+
+def _never(*args: object) -> jax.Array:
+    raise AssertionError("metrics only need the logits")
+
+
+TASK = Task(init=_never, loss=_never, logits=_linear, unravel=_never)
+ORACLE = Task(init=_never, loss=_never, logits=lambda params, x: x, unravel=_never)
+"""The examples are their own logits."""
+
+
+def problem(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """params (d,), x (E, features), y (E,), logits (E, classes)."""
+    rng = np.random.default_rng(seed)
+    params = rng.normal(size=FEATURES * CLASSES).astype(np.float32)
+    x = rng.normal(size=(EXAMPLES, FEATURES)).astype(np.float32)
+    y = rng.integers(0, CLASSES, size=EXAMPLES)
+    return params, x, y, x @ params.reshape(FEATURES, CLASSES)
+
+
+# Divisors of the number of examples and others, one chunk, and more room than examples.
+CHUNKS = [1, 2, 5, 22, 23, 24, 1000]
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_all_rates_for_any_chunk(chunk: int) -> None:
+    params, x, y, logits = problem()
+    test, target = {"x": x, "y": y}, 2
+    evaluate = jax.jit(
+        metrics.together(
+            metrics.test_error(TASK, test, chunk=chunk),
+            metrics.per_class_error(TASK, test, CLASSES, chunk=chunk),
+            metrics.attack_success(TASK, test, target, chunk=chunk),
+        )
+    )
+    rates = evaluate(params)
+    assert set(rates) == {"test_error", "per_class_error", "attack_success"}
+    predictions = np.argmax(logits, axis=1)
+    np.testing.assert_allclose(rates["test_error"], ref.test_error(logits, y), rtol=1e-6)
+    assert 0 < rates["test_error"] < 1
+    np.testing.assert_allclose(rates["per_class_error"], ref.per_class_error(logits, y), rtol=1e-6)
+    expected = np.mean(predictions[y != target] == target)
+    assert expected != np.mean(predictions == target)
+    np.testing.assert_allclose(rates["attack_success"], expected, rtol=1e-6)
+    np.testing.assert_array_equal(metrics.predict(TASK, params, x, chunk=chunk), predictions)
+
+
+def test_chunks_bound_the_batch() -> None:
+    sizes: list[int] = []
+
+    def logits(params: jax.Array, x: jax.Array) -> jax.Array:
+        sizes.append(x.shape[0])
+        return _linear(params, x)
+
+    params, x, _, _ = problem()
+    task = Task(init=_never, loss=_never, logits=logits, unravel=_never)
+    for chunk in CHUNKS:
+        sizes.clear()
+        metrics.predict(task, params, x, chunk=chunk)
+        assert sizes and max(sizes) <= min(chunk, EXAMPLES)
+
+
+def test_images() -> None:
+    """Examples may have any number of axes."""
+    params, x, y, logits = problem(1)
+    images = x.reshape(EXAMPLES, 1, FEATURES, 1)
+    rates = metrics.test_error(TASK, {"x": images, "y": y}, chunk=7)(params)
+    np.testing.assert_allclose(rates["test_error"], ref.test_error(logits, y), rtol=1e-6)
+
+
+def test_test_error_by_hand() -> None:
+    logits = np.array([[2, 1, 0], [0, 1, 0], [3, 3, 0], [0, 5, 1]], np.float32)
+    y = np.array([0, 1, 1, 0])  # predictions 0, 1, 0 (the first of equal ones), 1
+    assert metrics.test_error(ORACLE, {"x": logits, "y": y})(jnp.zeros(1))["test_error"] == 0.5
+
+
+def test_per_class_error_by_hand() -> None:
+    logits = np.eye(4, dtype=np.float32)[[0, 0, 1, 3, 3, 3]]
+    y = np.array([0, 1, 1, 3, 3, 0])
+    # 0: right, wrong; 1: wrong, right; 2: no example; 3: all right.
+    rates = metrics.per_class_error(ORACLE, {"x": logits, "y": y}, 4)(jnp.zeros(1))
+    np.testing.assert_array_equal(rates["per_class_error"], [0.5, 0.5, math.nan, 0])
+
+
+def test_attack_success_leaves_out_the_target() -> None:
+    predictions = [2, 2, 2, 0, 1]
+    y = np.array([2, 2, 0, 0, 1])
+    test = {"x": np.eye(3, dtype=np.float32)[predictions], "y": y}
+    # Of the three whose label is not 2, one is taken for 2; counting all it would be 3 / 5.
+    rates = metrics.attack_success(ORACLE, test, target=2)(jnp.zeros(1))
+    np.testing.assert_allclose(rates["attack_success"], 1 / 3, rtol=1e-6)
+    rates = metrics.attack_success(ORACLE, {"x": test["x"][:2], "y": y[:2]}, target=2)(jnp.zeros(1))
+    assert math.isnan(rates["attack_success"])
+
+
+def test_together_refuses_equal_names() -> None:
+    params, x, y, _ = problem()
+    test = {"x": x, "y": y}
+    twice = metrics.together(
+        metrics.test_error(TASK, test), metrics.test_error(TASK, test, chunk=5)
+    )
+    with pytest.raises(
+        ValueError, match=r"two evaluations are called \['test_error'\]; rename one"
+    ):
+        twice(params)
+
+
+def test_together_takes_plain_functions() -> None:
+    params, x, y, _ = problem()
+    both = metrics.together(
+        metrics.test_error(TASK, {"x": x, "y": y}),
+        lambda p: {"length": jnp.linalg.norm(p), "largest": jnp.max(p)},
+    )
+    rates = jax.jit(both)(params)
+    assert set(rates) == {"test_error", "length", "largest"}
+    np.testing.assert_allclose(rates["largest"], np.max(params))
+
+
+def test_another_test_set_does_not_recompile() -> None:
+    """The data are arguments of the compiled program."""
+    traces = 0
+
+    @jax.jit
+    def call(evaluate, params):
+        nonlocal traces
+        traces += 1
+        return evaluate(params)
+
+    errors = []
+    for seed in range(2):
+        params, x, y, logits = problem(seed)
+        rates = call(metrics.test_error(TASK, {"x": x, "y": y}), params)
+        np.testing.assert_allclose(rates["test_error"], ref.test_error(logits, y), rtol=1e-6)
+        errors.append(float(rates["test_error"]))
+    assert traces == 1 and errors[0] != errors[1]
+
+
+def test_detection() -> None:
+    rng = np.random.default_rng(3)
+    selected, malicious = rng.random((2, 5, 9)) < 0.5
+    malicious[3] = False
+    selected[4] = True
+    rates = jax.jit(metrics.detection)(selected, malicious)
+    assert rates["precision"].shape == rates["recall"].shape == (5,)
+    for k in range(5):
+        expected = ref.precision_recall(~selected[k], malicious[k])
+        np.testing.assert_allclose(
+            (rates["precision"][k], rates["recall"][k]), expected, rtol=1e-6, err_msg=str(k)
+        )
+    assert math.isnan(rates["recall"][3]) and math.isnan(rates["precision"][4])
+
+
+def test_detection_by_hand() -> None:
+    # Removed: rows 0, 1, 4, of which row 0 is malicious; of the malicious rows 0 and 2, one is gone.
+    rates = metrics.detection(
+        np.array([False, False, True, True, False]), np.array([True, False, True, False, False])
+    )
+    np.testing.assert_allclose(rates["precision"], 1 / 3, rtol=1e-6)
+    np.testing.assert_allclose(rates["recall"], 1 / 2, rtol=1e-6)

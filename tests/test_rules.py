@@ -1,0 +1,583 @@
+"""Every rule against its definition in ``reference.py``, and what all rules promise.
+
+A new rule needs one line in ``RULES``. ``excluded`` names the nasty matrices on which float32, or any
+order of summation, cannot reproduce the reference's choice of rows; what remains true there is tested
+by ``test_selected_rows_are_a_right_choice`` and ``test_bulyan_averages_what_it_selected``.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference as ref
+
+from fedjax_robust.aggregators import bulyan, krum, mean, median, multi_krum, trimmed_mean
+from fedjax_robust.types import Aggregator, Received
+
+N, D, F = 12, 5, 2  # of most tests, so that each rule is compiled once
+
+TINY = {"tiny"}  # squared distances of 1e-40 underflow in float32: all rows tie
+# Exact ties: rounding decides which of the tied rows is taken, so that reference and rule may differ.
+TIES = {"ties", "duplicates"}
+# Rows 12 orders of magnitude apart: the distances among the smallest drown in the rounding of the
+# Gram matrix, and Bulyan's last choices are among those.
+SCALES = {"mixed_scales"}
+
+
+class Rule(NamedTuple):
+    make: Callable[[int], Aggregator]
+    """f -> rule"""
+    reference: Callable[..., np.ndarray]
+    """updates, f, weights -> (d,)"""
+    least: Callable[[int], int]
+    """f -> the smallest n that is valid"""
+    selection: Callable[..., list[int]] | None = None
+    """updates, f, weights -> the rows that are reported as selected"""
+    excluded: set[str] = frozenset()
+    """nasty matrices excluded in float32"""
+    excluded_float64: set[str] = frozenset()
+    robust: bool = True
+    """f bad rows never enter the result"""
+    weighted: bool = False
+    """the weights' values matter, not only who is present"""
+
+
+RULES = {
+    "mean": Rule(
+        lambda f: mean(), lambda x, f, w: ref.mean(x, w), lambda f: 1, robust=False, weighted=True
+    ),
+    "median": Rule(lambda f: median(), lambda x, f, w: ref.median(x, w), lambda f: 2 * f + 1),
+    "trimmed_mean": Rule(trimmed_mean, ref.trimmed_mean, lambda f: 2 * f + 1),
+    "krum": Rule(
+        krum,
+        ref.krum,
+        lambda f: 2 * f + 3,
+        lambda x, f, w: [i for i in [ref.krum_index(x, f, w)] if i >= 0],
+        TINY | TIES,
+        TIES,
+    ),
+    "multi_krum": Rule(
+        multi_krum,
+        lambda x, f, w: ref.multi_krum(x, f, None, w),
+        lambda f: 2 * f + 3,
+        lambda x, f, w: ref.multi_krum_selection(x, f, None, w),
+        TINY | TIES,
+        TIES,
+    ),
+    "multi_krum_3": Rule(
+        lambda f: multi_krum(f, m=3),
+        lambda x, f, w: ref.multi_krum(x, f, 3, w),
+        lambda f: 2 * f + 3,
+        lambda x, f, w: ref.multi_krum_selection(x, f, 3, w),
+        TINY | TIES,
+        TIES,
+    ),
+    "bulyan": Rule(
+        bulyan,
+        ref.bulyan,
+        lambda f: 4 * f + 3,
+        ref.bulyan_selection,
+        TINY | TIES | SCALES,
+        TIES,
+    ),
+}
+SELECTING = [name for name, rule in RULES.items() if rule.selection]
+KRUM = {"krum": 1, "multi_krum": None, "multi_krum_3": 3}  # m
+SOME_ABSENT = np.array([1, 0, 2, 0.5, 1, 1, 1, 3, 1, 1, 0.25, 1], np.float32)
+assert len(SOME_ABSENT) == N and np.sum(SOME_ABSENT == 0) == 1  # 11 rows left: bulyan's least
+
+every_rule = pytest.mark.parametrize("name", RULES)
+
+
+@functools.cache
+def compiled(name: str, f: int = F) -> Callable[[np.ndarray, np.ndarray], tuple]:
+    """updates (n, d), weights (n,) -> the rule's result and its info."""
+    rule = RULES[name].make(f)
+
+    def call(updates: jax.Array, weights: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        n, d = updates.shape
+        params = jnp.zeros(d, updates.dtype)
+        received = Received(updates, weights, jnp.arange(n), params, jax.random.key(0))
+        result, state, info = rule.aggregate(received, rule.init(n, params))
+        assert jax.tree.structure(state) == jax.tree.structure(rule.init(n, params))
+        return result, info
+
+    return jax.jit(call)
+
+
+def apply(name: str, x: np.ndarray, weights: np.ndarray | None = None, f: int = F) -> np.ndarray:
+    weights = np.ones(len(x), x.dtype) if weights is None else weights
+    return np.asarray(compiled(name, f)(x, weights)[0])
+
+
+def selected(name: str, x: np.ndarray, weights: np.ndarray | None = None, f: int = F) -> np.ndarray:
+    weights = np.ones(len(x), x.dtype) if weights is None else weights
+    return np.asarray(compiled(name, f)(x, weights)[1]["selected"])
+
+
+def assert_close(
+    actual: np.ndarray, expected: np.ndarray, tolerance: float, what: str = ""
+) -> None:
+    """Relative to the largest entry."""
+    scale = np.max(np.abs(expected), initial=0.0)
+    np.testing.assert_allclose(
+        np.asarray(actual, np.float64), expected, rtol=0, atol=tolerance * scale, err_msg=what
+    )
+
+
+def random_matrix(seed: int, n: int = N, d: int = D, dtype: type = np.float32) -> np.ndarray:
+    return (0.5 + np.random.default_rng(seed).normal(size=(n, d))).astype(dtype)
+
+
+def nasty(seed: int = 0, n: int = N) -> dict[str, np.ndarray]:
+    return ref.nasty_matrices(n, D, np.random.default_rng(seed))
+
+
+# --- Equal to the reference ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("f", "more", "d"), [(0, 0, 3), (1, 0, 1), (1, 3, 40), (3, 0, 2), (2, 9, 7)]
+)
+@every_rule
+def test_equals_the_reference(name: str, f: int, more: int, d: int) -> None:
+    rule = RULES[name]
+    n = rule.least(f) + more
+    for seed in range(4):
+        x = random_matrix(seed, n, d)
+        rng = np.random.default_rng(100 + seed)
+        weights = rng.uniform(0.1, 3, size=n).astype(np.float32)
+        if seed > 1:
+            weights[rng.permutation(n)[: rng.integers(more + 1)]] = 0
+        for w in (None, weights):
+            result = apply(name, x, w, f)
+            assert result.shape == (d,) and result.dtype == np.float32
+            assert_close(result, rule.reference(x, f, w), 1e-5)
+            if rule.selection:
+                rows = selected(name, x, w, f)
+                assert rows.shape == (n,) and rows.dtype == bool
+                assert set(np.flatnonzero(rows)) == set(rule.selection(x, f, w))
+
+
+@every_rule
+def test_equals_the_reference_on_nasty_matrices(name: str) -> None:
+    rule = RULES[name]
+    for seed in range(3):
+        matrices = nasty(seed)
+        assert rule.excluded <= set(matrices)
+        for what, x in matrices.items():
+            for w in (np.ones(N, np.float32), SOME_ABSENT):
+                result = apply(name, x, w)
+                assert np.all(np.isfinite(result)), what
+                if what not in rule.excluded:
+                    assert_close(result, rule.reference(x, F, w), 1e-5, what)
+
+
+@every_rule
+def test_float64(name: str) -> None:
+    """In float64 only exact ties are left to rounding. The weights are float32, as the engine's are."""
+    rule = RULES[name]
+    with jax.enable_x64(True):
+        for what, x in nasty(3).items():
+            x = x.astype(np.float64)
+            for w in (np.ones(N), SOME_ABSENT):
+                result = apply(name, x, w)
+                assert result.dtype == np.float64
+                assert np.all(np.isfinite(result)), what
+                if what not in rule.excluded_float64:
+                    assert_close(result, rule.reference(x, F, w), 1e-12, what)
+
+
+@pytest.mark.parametrize("name", KRUM)
+def test_selected_rows_are_a_right_choice(name: str) -> None:
+    """Also where rows tie: the selected ones have the m lowest scores, and their mean is the result."""
+    for seed in range(3):
+        for what, x in nasty(seed).items():
+            for w in (np.ones(N, np.float32), SOME_ABSENT):
+                rows, _, index = ref.present(x, w)
+                chosen = selected(name, x, w)
+                assert set(np.flatnonzero(chosen)) <= set(index), what
+                expected = len(rows) - F if KRUM[name] is None else KRUM[name]
+                assert np.sum(chosen) == expected, what
+                assert_close(apply(name, x, w), np.mean(x[chosen].astype(np.float64), 0), 1e-5)
+                if what not in TINY:
+                    scores = ref.krum_scores(rows, F)
+                    lowest = np.sort(scores)[:expected]
+                    np.testing.assert_allclose(
+                        np.sort(scores[chosen[index]]), lowest, rtol=1e-4, err_msg=what
+                    )
+
+
+def test_bulyan_averages_what_it_selected() -> None:
+    """Also where the first step's choice is not the reference's."""
+    for seed in range(3):
+        for what, x in nasty(seed).items():
+            for w in (np.ones(N, np.float32), SOME_ABSENT):
+                count = len(ref.present(x, w)[0])
+                chosen = selected("bulyan", x, w)
+                assert np.sum(chosen) == count - 2 * F, what
+                assert set(np.flatnonzero(chosen)) <= set(ref.present(x, w)[2]), what
+                expected = ref.mean_near_median(x[chosen], count - 4 * F)
+                assert_close(apply("bulyan", x, w), expected, 1e-5, what)
+
+
+@every_rule
+def test_any_number_of_rows_present(name: str) -> None:
+    """Also fewer than the precondition asks of n: the server cannot choose who answers."""
+    rng = np.random.default_rng(5)
+    for count in range(N + 1):
+        for seed in range(2):
+            x = random_matrix(10 * count + seed)
+            weights = np.zeros(N, np.float32)
+            weights[rng.permutation(N)[:count]] = rng.uniform(0.5, 2, size=count)
+            expected = RULES[name].reference(x, F, weights)
+            assert_close(apply(name, x, weights), expected, 1e-5, f"{count} present")
+            if name in SELECTING:
+                chosen = set(np.flatnonzero(selected(name, x, weights)))
+                assert chosen == set(RULES[name].selection(x, F, weights)), f"{count} present"
+
+
+@every_rule
+def test_nobody_present(name: str) -> None:
+    x = random_matrix(0)
+    for updates, weights in [
+        (x, np.zeros(N, np.float32)),
+        (np.full_like(x, np.nan), np.ones(N, np.float32)),
+        (x, np.full(N, np.nan, np.float32)),
+        (x, np.full(N, -1, np.float32)),
+    ]:
+        np.testing.assert_array_equal(apply(name, updates, weights), np.zeros(D))
+        if name in SELECTING:
+            assert not np.any(selected(name, updates, weights))
+
+
+# --- Weights -------------------------------------------------------------------------------------
+
+
+@every_rule
+def test_weight_zero_is_deletion(name: str) -> None:
+    n = N + 3
+    rng = np.random.default_rng(7)
+    matrices = nasty(1, n)
+    for what in sorted(set(matrices) - RULES[name].excluded):
+        weights = rng.uniform(0.2, 2, size=n).astype(np.float32)
+        weights[[1, n // 2, n - 1]] = 0
+        kept = weights > 0
+        x = matrices[what]
+        result = apply(name, x, weights)
+        assert_close(result, apply(name, x[kept], weights[kept]), 1e-5, what)
+        if name in SELECTING and what == "honest":
+            rows = selected(name, x, weights)
+            assert not np.any(rows[~kept])
+            np.testing.assert_array_equal(rows[kept], selected(name, x[kept], weights[kept]))
+        # What an absent row holds does not matter at all.
+        for value in [np.nan, np.inf, -1e30, 7.0]:
+            other = np.where(kept[:, None], x, np.float32(value))
+            np.testing.assert_array_equal(apply(name, other, weights), result)
+
+
+@every_rule
+def test_what_weights_mean(name: str) -> None:
+    x = random_matrix(3)
+    w = SOME_ABSENT
+    # Only their ratios matter.
+    assert_close(apply(name, x, 8 * w), apply(name, x, w), 1e-6)
+    if RULES[name].weighted:
+        assert np.max(np.abs(apply(name, x, w) - apply(name, x, np.sign(w)))) > 1e-2
+    else:
+        np.testing.assert_array_equal(apply(name, x, w), apply(name, x, np.sign(w)))
+
+
+def test_mean_of_large_and_of_integer_weights() -> None:
+    x = np.array([[1.0, 3e38], [4.0, 3e38]], np.float32)
+    np.testing.assert_allclose(mean()(x, np.array([1e30, 2e30], np.float32)), [3, 3e38], rtol=1e-6)
+    np.testing.assert_allclose(mean()(x, np.array([1, 2])), [3, 3e38], rtol=1e-6)
+    np.testing.assert_allclose(mean()(x, np.array([0, 2])), [4, 3e38], rtol=1e-6)
+
+
+# --- Invariances ---------------------------------------------------------------------------------
+
+
+@every_rule
+def test_permutation_invariance(name: str) -> None:
+    """f = 3: with f < 3 Bulyan's last choice counts one neighbour, and so the two rows that are closest
+    to each other tie by definition; their order then decides."""
+    n, f, rng = 16, 3, np.random.default_rng(11)
+    for seed in range(3):
+        x, order = random_matrix(seed, n), rng.permutation(n)
+        weights = rng.uniform(0.5, 2, size=n).astype(np.float32)
+        weights[seed] = 0
+        result = apply(name, x, weights, f)
+        assert_close(apply(name, x[order], weights[order], f), result, 1e-5)
+        if name in SELECTING:
+            rows = selected(name, x, weights, f)
+            np.testing.assert_array_equal(selected(name, x[order], weights[order], f), rows[order])
+
+
+@every_rule
+def test_translation_equivariance(name: str) -> None:
+    rng = np.random.default_rng(12)
+    for size in (1.0, 100.0):
+        x, shift = random_matrix(4), (size * rng.normal(size=D)).astype(np.float32)
+        moved = apply(name, x + shift, SOME_ABSENT)
+        assert_close(moved, apply(name, x, SOME_ABSENT) + shift, 1e-5)
+
+
+@every_rule
+def test_scale_equivariance(name: str) -> None:
+    """All rules of the table are odd functions, too."""
+    x = random_matrix(6)
+    for scale in [-1.0, 3.7, -1e-9, 1e9]:
+        scaled = apply(name, np.float32(scale) * x, SOME_ABSENT)
+        assert_close(scaled, scale * apply(name, x, SOME_ABSENT), 1e-5, str(scale))
+
+
+# --- Robustness ----------------------------------------------------------------------------------
+
+
+def bad_rows() -> dict[str, np.ndarray]:
+    signs = np.resize([1.0, -1.0], D)
+    one_nan, one_huge = random_matrix(8)[0], random_matrix(9)[0]
+    one_nan[2], one_huge[3] = np.nan, -3e38
+    rows = {
+        "nan": np.full(D, np.nan),
+        "inf": np.full(D, np.inf),
+        "-inf": np.full(D, -np.inf),
+        "1e30": np.full(D, 1e30),
+        "3e38": np.full(D, 3e38),
+        "+-1e30": 1e30 * signs,
+        "+-3e38": -3e38 * signs,
+        "1000": np.full(D, 1000.0),
+        "one nan": one_nan,
+        "one huge": one_huge,
+    }
+    return {what: row.astype(np.float32) for what, row in rows.items()}
+
+
+@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.robust])
+def test_bad_rows_never_enter(name: str) -> None:
+    rows = bad_rows()
+    for k, first in enumerate(rows):
+        for second in list(rows)[k:]:
+            x = random_matrix(k)
+            bad = np.random.default_rng(k).permutation(N)[:F]
+            x[bad] = rows[first], rows[second]
+            good = np.delete(x, bad, axis=0)
+            result = apply(name, x)
+            what = f"{first} and {second}"
+            assert np.all(result >= good.min(axis=0) - 1e-5), what
+            assert np.all(result <= good.max(axis=0) + 1e-5), what
+            # Bulyan's last choices count a single neighbour: its first step may let bad rows in, such
+            # as two that are equal, if float32 can still tell that they are.
+            if name != "bulyan" or first != second:
+                assert_close(result, RULES[name].reference(x, F, None), 1e-5, what)
+            if name in KRUM:
+                assert not np.any(selected(name, x)[bad]), what
+
+
+def test_mean_leaves_out_what_is_not_finite() -> None:
+    for what, row in bad_rows().items():
+        x = random_matrix(2)
+        x[3] = row
+        if not np.all(np.isfinite(row)):
+            np.testing.assert_allclose(
+                apply("mean", x), np.delete(x, 3, axis=0).mean(axis=0), rtol=1e-5, err_msg=what
+            )
+
+
+# --- Gradients -----------------------------------------------------------------------------------
+
+
+@functools.cache
+def gradient(name: str) -> Callable[..., jax.Array]:
+    """updates, weights, direction (d,) -> the gradient of direction . rule(updates)."""
+    call = compiled(name)
+    return jax.jit(jax.grad(lambda x, w, along: jnp.vdot(call(x, w)[0], along)))
+
+
+@every_rule
+def test_gradients_are_finite(name: str) -> None:
+    along = np.arange(1, D + 1, dtype=np.float32)
+    for what, x in nasty(4).items():
+        for w in (np.ones(N, np.float32), SOME_ABSENT, np.zeros(N, np.float32)):
+            slopes = np.asarray(gradient(name)(x, w, along))
+            assert np.all(np.isfinite(slopes)), what
+            absent = np.setdiff1d(np.arange(N), ref.present(x, w)[2])
+            assert np.all(slopes[absent] == 0), what
+            if len(absent) < N:  # all rules follow a common shift of the rows
+                np.testing.assert_allclose(np.sum(slopes, axis=0), along, rtol=1e-4, err_msg=what)
+
+
+@every_rule
+def test_gradients_equal_finite_differences(name: str) -> None:
+    with jax.enable_x64(True):
+        call = compiled(name)
+        many = jax.jit(jax.vmap(lambda x, w: call(x, w)[0], in_axes=(0, None)))
+        rng = np.random.default_rng(13)
+        for w in (np.ones(N), SOME_ABSENT.astype(np.float64)):
+            x, along = random_matrix(5, dtype=np.float64), rng.normal(size=D)
+            steps = 1e-6 * np.eye(N * D).reshape(-1, N, D)
+            differences = (many(x + steps, w) - many(x - steps, w)) @ along / 2e-6
+            slopes = np.asarray(gradient(name)(x, w, along))
+            np.testing.assert_allclose(
+                slopes, np.asarray(differences).reshape(N, D), rtol=0, atol=1e-8
+            )
+            assert np.max(np.abs(slopes)) > 0.01
+
+
+# --- Compilation ---------------------------------------------------------------------------------
+
+
+@every_rule
+def test_call_on_a_plain_matrix(name: str) -> None:
+    """Without jit, with default weights, with lists; the caller's array is left alone."""
+    x = random_matrix(1)
+    rule, before = RULES[name].make(F), x.copy()
+    np.testing.assert_allclose(rule(x), apply(name, x), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(rule(x.tolist()), apply(name, x), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        rule(jnp.asarray(x), SOME_ABSENT.tolist()),
+        apply(name, x, SOME_ABSENT),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    np.testing.assert_array_equal(x, before)
+
+
+@every_rule
+def test_vmap(name: str) -> None:
+    x = np.stack([random_matrix(seed) for seed in range(3)] + [nasty()["nan_row"]])
+    weights = np.stack([np.ones(N, np.float32), SOME_ABSENT, SOME_ABSENT[::-1], SOME_ABSENT])
+    results, info = jax.vmap(compiled(name))(x, weights)
+    for k in range(len(x)):
+        assert_close(results[k], apply(name, x[k], weights[k]), 1e-5)
+        if name in SELECTING:
+            np.testing.assert_array_equal(info["selected"][k], selected(name, x[k], weights[k]))
+
+
+@every_rule
+def test_second_call_does_not_recompile(name: str) -> None:
+    rule, traces = RULES[name].make(F), 0
+
+    @jax.jit
+    def call(x: jax.Array, weights: jax.Array) -> jax.Array:
+        nonlocal traces
+        traces += 1
+        return rule(x, weights)
+
+    call(random_matrix(0), np.ones(N, np.float32))
+    call(nasty()["nan_row"], SOME_ABSENT)
+    assert traces == 1
+
+
+# --- Preconditions -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "n", "message"),
+    [
+        (lambda: trimmed_mean(-1), 5, "trimmed_mean needs f >= 0, got f=-1"),
+        (lambda: trimmed_mean(3), 6, "trimmed_mean needs n > 2f, got n=6, f=3"),
+        (lambda: krum(-1), 5, "krum needs f >= 0, got f=-1"),
+        (lambda: krum(2), 6, "krum needs n > 2f + 2, got n=6, f=2"),
+        (lambda: krum(0), 2, "krum needs n > 2f + 2, got n=2, f=0"),
+        (lambda: multi_krum(-2), 5, "multi_krum needs f >= 0, got f=-2"),
+        (lambda: multi_krum(2), 6, "multi_krum needs n > 2f + 2, got n=6, f=2"),
+        (lambda: multi_krum(2, m=0), 9, "multi_krum needs m >= 1, got m=0"),
+        (lambda: multi_krum(2, m=6), 7, "multi_krum needs m <= n - f, got m=6, n=7, f=2"),
+        (lambda: bulyan(-1), 9, "bulyan needs f >= 0, got f=-1"),
+        (lambda: bulyan(2), 10, "bulyan needs n >= 4f + 3, got n=10, f=2"),
+    ],
+)
+def test_preconditions(make: Callable[[], Aggregator], n: int, message: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
+        make()(random_matrix(0, n))
+
+
+def test_m_up_to_n_minus_f_is_allowed() -> None:
+    x = random_matrix(0, 7)
+    np.testing.assert_allclose(multi_krum(2, m=5)(x), multi_krum(2)(x))
+
+
+@every_rule
+def test_wrong_shapes(name: str) -> None:
+    rule = RULES[name].make(0)
+    with pytest.raises(AssertionError, match="rank"):
+        rule(np.ones(N, np.float32))
+    with pytest.raises(AssertionError, match="rank"):
+        rule(np.ones((2, N, D), np.float32))
+    with pytest.raises(AssertionError, match="rank"):
+        rule(random_matrix(0), np.ones((N, 1), np.float32))
+    with pytest.raises(AssertionError, match="shape"):
+        rule(random_matrix(0), np.ones(N - 1, np.float32))
+
+
+# --- By hand -------------------------------------------------------------------------------------
+
+
+def column(*values: float) -> np.ndarray:
+    """Clients with a single parameter."""
+    return np.array(values, dtype=np.float32)[:, None]
+
+
+def test_krum_is_the_papers() -> None:
+    """Where n - f - 1 neighbours, plain distances, 4th powers, or itself as neighbour choose another.
+
+    The scores of all of them are worked out in ``test_reference.py``.
+    """
+    x = column(0, 1, 2, 7, 9, 12, 13)
+    np.testing.assert_array_equal(krum(f=1)(x), [9])  # n - f - 1: 7; plain: 2; 4th powers: 7
+    np.testing.assert_array_equal(krum(f=1)(column(0, 3, 5, 6, 10, 12, 13)), [10])  # with itself: 3
+    np.testing.assert_array_equal(np.flatnonzero(selected("krum", x, f=1)), [4])
+    # Of equal ones the first: 3 and 4 are next to each other.
+    np.testing.assert_array_equal(krum(f=0)(column(4, 10, 3)), [4])
+    np.testing.assert_array_equal(krum(f=0)(column(10, 3, 4)), [3])
+
+
+def test_multi_krum_is_the_papers() -> None:
+    x = column(0, 1, 2, 7, 9, 12, 13)  # scores 135, 102, 79, 90, 78, 135, 174
+    np.testing.assert_array_equal(multi_krum(1, m=1)(x), krum(1)(x))
+    np.testing.assert_allclose(multi_krum(1, m=3)(x), [(9 + 2 + 7) / 3])  # a mean, not a sum
+    np.testing.assert_allclose(multi_krum(1)(x), [31 / 6])  # m = n - f: all but 13
+    weights = np.array([1, 1, 5, 1, 1, 1, 1], np.float32)
+    np.testing.assert_allclose(multi_krum(1, m=3)(x, weights), [6])  # of the selected, unweighted
+
+
+def test_bulyan_is_the_papers() -> None:
+    # Worked out in test_reference.py: 2, 5, 1, 6, 0 are picked one by one; near their median 2 are
+    # 2, 1, 0. In one shot it would be 2, 3, 5, 1, 6, and the mean of 3, 2, 1 is 2. The mean of all
+    # five picked is 14 / 5; trimmed by f at each end, 8 / 3.
+    x = column(0, 1, 2, 3, 5, 6, 7)
+    np.testing.assert_allclose(bulyan(1)(x), [1])
+    np.testing.assert_array_equal(np.flatnonzero(selected("bulyan", x, f=1)), [0, 1, 2, 4, 5])
+
+
+def test_median_and_trimmed_mean_are_the_papers() -> None:
+    np.testing.assert_array_equal(median()(column(5, 1, 4, 100)), [4.5])  # not the lower middle, 4
+    x = np.array([[9, 1], [1, 1], [2, -50], [4, 2], [3, 3]], np.float32)
+    np.testing.assert_allclose(
+        trimmed_mean(0)(x), mean()(x), rtol=1e-6
+    )  # [-0:] would be everything
+    np.testing.assert_allclose(trimmed_mean(1)(x), [3, 4 / 3], rtol=1e-6)
+    np.testing.assert_allclose(trimmed_mean(2)(x), median()(x))
+    # Exact beside huge values, where the sum of all minus the extremes is not.
+    np.testing.assert_array_equal(trimmed_mean(1)(column(1e30, 1, 2, 3, -1e30)), [2])
+
+
+def test_distances_beside_a_large_common_offset() -> None:
+    """Float32 Gram distances of uncentred rows would be noise here."""
+    steps = np.array([0, 1, 2, 7, 9, 12, 13], np.float32)
+    x = np.repeat(4096 + steps[:, None] / 1024, 30, axis=1)  # exact in float32
+    np.testing.assert_array_equal(np.flatnonzero(selected("krum", x, f=1)), [4])
+    # A huge row must not drown the others, nor shift the centre.
+    x = np.vstack([x, np.full(30, -1e30, np.float32)])
+    weights = np.ones(8, np.float32)
+    expected = ref.krum_index(x, 1)
+    np.testing.assert_array_equal(np.flatnonzero(selected("krum", x, weights, f=1)), [expected])
