@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fedjax_robust.types import Array, Batch, Client, ClientData, Info, Key, State, Task
+from fedjax_robust.types import Array, Batch, Client, ClientData, Info, Key, State, Task, is_number
 
 Poison = Callable[[Key, Batch], Batch]
 """key, batch -> batch of the same shapes."""
@@ -97,9 +97,9 @@ def local_sgd(
     Raises:
       ValueError: for sizes or rates out of range, or both steps and epochs.
     """
-    if isinstance(learning_rate, float | int) and not learning_rate > 0:
+    if is_number(learning_rate) and not learning_rate > 0:
         raise ValueError(f"local_sgd needs learning_rate > 0, got {learning_rate}")
-    if isinstance(momentum, float | int) and not 0 <= momentum < 1:
+    if is_number(momentum) and not 0 <= momentum < 1:
         raise ValueError(f"local_sgd needs 0 <= momentum < 1, got {momentum}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(
@@ -109,7 +109,7 @@ def local_sgd(
         raise ValueError(f"local_sgd needs steps, epochs >= 1, got steps={steps}, epochs={epochs}")
     if epochs is not None and steps != 1:
         raise ValueError(f"local_sgd takes steps or epochs, got steps={steps} and epochs={epochs}")
-    has_momentum = not (isinstance(momentum, float | int) and momentum == 0)
+    has_momentum = not (is_number(momentum) and momentum == 0)
     if keep_momentum and not has_momentum:
         raise ValueError("local_sgd keeps a momentum only if there is one: set momentum > 0")
 

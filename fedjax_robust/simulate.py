@@ -131,6 +131,8 @@ def step(sim: Simulation, state: SimState, data: FederatedData) -> tuple[SimStat
     if sim.after_round is not None:
         params = sim.after_round(repair_key, params)
 
+    if clash := {*info} & {"train_loss", "malicious", "round"}:
+        raise ValueError(f"the aggregator may not report the names {sorted(clash)}; rename them")
     info = {"train_loss": weighted_mean(losses[:, None], weights)[0], "malicious": malicious} | info
     next_state = SimState(params, opt, aggregator, attack, clients, state.key, state.round + 1)
     return next_state, info

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 Array = jax.Array
@@ -168,6 +169,11 @@ Evaluate = Callable[[Array], dict[str, Array]]
 """params (d,) -> named scalars (or small arrays)."""
 Repair = Callable[[Key, Array], Array]
 """key, params (d,) -> params (d,), applied by the server after a round."""
+
+
+def is_number(value: Any) -> bool:
+    """Whether a hyper-parameter is known now, so that its range can be checked; arrays may be traced."""
+    return isinstance(value, int | float | np.number)
 
 
 def equal_weights(count: Array) -> Array:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import reference as ref
 
-from fedjax_robust.aggregators import krum, median, trimmed_mean
+from fedjax_robust.aggregators import krum, mean, median, trimmed_mean
 from fedjax_robust.attacks import (
     data_poisoning,
     fang_krum_full,
@@ -148,14 +148,15 @@ def check_interval(rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
         assert np.max(np.abs(correlations)) < error
 
 
-def directions(r: Round) -> np.ndarray:
-    return ref.changing_direction(ref.trimmed_mean(r.updates, r.f, r.present))
+def directions(r: Round, mean: bool = False) -> np.ndarray:
+    rows = r.updates[r.present]
+    return ref.changing_direction(ref.mean(rows) if mean else ref.trimmed_mean(rows, r.f))
 
 
 def check_trim_full(
-    rows: np.ndarray, r: Round, b: float = 2.0, in_model_space: bool = True
+    rows: np.ndarray, r: Round, b: float = 2.0, in_model_space: bool = True, mean: bool = False
 ) -> None:
-    here = (r.updates[r.present], r.params, r.malicious[r.present], directions(r))
+    here = (r.updates[r.present], r.params, r.malicious[r.present], directions(r, mean))
     check_interval(rows, *ref.fang_trim_full_interval(*here, b, in_model_space))
 
 
@@ -324,6 +325,12 @@ VARIANTS = {
         fang_trim_full(on_updates=True),
         with_(check_trim_full, in_model_space=False),
         trim_is_clear,
+        shapes=MANY_OWN,
+    ),
+    "fang_trim_full before": Case(
+        fang_trim_full(before=mean()),
+        with_(check_trim_full, mean=True),
+        lambda r: trim_is_clear(r) and np.any(directions(r, mean=True) != directions(r)),
         shapes=MANY_OWN,
     ),
     "fang_trim_deviation b on_updates": Case(
@@ -715,6 +722,8 @@ def test_knowledge_that_attacks_need() -> None:
         "fang_krum_full": (True, False),
         "fang_krum_partial": (False, False),
     }
+    # The direction of a rule of its own choice, the attacker can work out itself.
+    assert VARIANTS["fang_trim_full before"].attack.needs == Knowledge(others=True)
 
 
 def test_data_poisoning_trains_with_its_client() -> None:

@@ -369,13 +369,15 @@ def test_an_equal_run_is_accepted_and_more_rounds_too(tmp_path, two_rounds, sim)
 
 
 def test_more_blocks_do_not_compile_more(tmp_path, caplog, sim):
+    """Ten blocks instead of three: only the history, longer than before, is converted anew."""
     data = make_data()
     start_run(tmp_path / "short", sim, data=data)
     with jax.log_compiles():
-        start_run(tmp_path / "long", sim, data=data, rounds=20)
-        assert "XLA compilation" not in caplog.text
-        start_run(tmp_path / "other", sim, data=data, evaluate_every=1)  # this one does
-    assert "XLA compilation" in caplog.text
+        _, history = start_run(tmp_path / "long", sim, data=data, rounds=20)
+        assert caplog.text.count("Finished XLA compilation") <= len(history)
+        assert "jit(_block)" not in caplog.text
+        start_run(tmp_path / "other", sim, data=data, evaluate_every=1)
+    assert "Finished XLA compilation of jit(_block)" in caplog.text
 
 
 def test_a_run_that_does_not_stop_there_is_refused(tmp_path, sim, two_rounds):

@@ -279,6 +279,21 @@ def test_kept_momentum_belongs_to_the_client():
     np.testing.assert_allclose(state.clients[0], velocity, **CLOSE)
 
 
+def test_a_clients_draws_depend_on_its_id_and_the_round_alone():
+    """Not on its row, and not on who else takes part."""
+    drawing = Client(
+        lambda params: (), lambda key, params, state, data: (jax.random.normal(key, (3,)), (), {})
+    )
+    data = telling_data(7)
+    _, full = play(simulation(client=drawing), data, 4)
+    assert len(np.unique(full["updates"])) == 4 * 7 * 3
+    for changes in ({"clients_per_round": 3}, {"num_malicious": 2}):
+        attack = attacks.data_poisoning(drawing)
+        _, other = play(simulation(client=drawing, attack=attack, **changes), data, 4)
+        expected = np.take_along_axis(full["updates"], other["ids"][..., None], axis=1)
+        np.testing.assert_array_equal(other["updates"], expected)
+
+
 # --- However it is run, the result is the same ---------------------------------------------------
 
 POINTS = RNG.normal(size=(23, 3)).astype(np.float32)
@@ -638,8 +653,8 @@ def test_an_attacks_state_and_key_go_from_round_to_round():
     def craft(view, state):
         return jnp.stack([state, jax.random.normal(view.key, (3,))]), state + 1
 
-    sim = simulation(attack=Attack(jnp.zeros_like, craft), num_malicious=2)
-    state, history = play(sim, telling_data(4), 3)
+    sim = simulation(attack=Attack(lambda params: params, craft), num_malicious=2)
+    state, history = play(sim, telling_data(4), 3, params=jnp.zeros(3))
     np.testing.assert_array_equal(state.attack, 3)
     np.testing.assert_array_equal(history["updates"][:, 0], [[0] * 3, [1] * 3, [2] * 3])
     assert len(np.unique(history["updates"][:, 1])) == 9

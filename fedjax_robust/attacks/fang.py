@@ -25,7 +25,16 @@ from fedjax_robust.aggregators.krum import krum_scores
 from fedjax_robust.attacks.crafted import moments
 from fedjax_robust.robust_stats import changing_direction, pairwise_squared_distances
 from fedjax_robust.sorting import sort_clients
-from fedjax_robust.types import Aggregator, Array, Attack, AttackerView, Key, Knowledge, State
+from fedjax_robust.types import (
+    Aggregator,
+    Array,
+    Attack,
+    AttackerView,
+    Key,
+    Knowledge,
+    State,
+    is_number,
+)
 
 Direction = Callable[[Array], Array]
 
@@ -143,6 +152,7 @@ class _Search:
         The bound is tried first, however small; what is below the threshold later is not tried.
         """
         neighbours = jnp.maximum(self.number + copies - f - 2, 1)
+        threshold = jnp.maximum(threshold, jnp.finfo(self.squares.dtype).tiny)  # 0 is never passed
 
         def halve(carry: tuple[Array, Array]) -> tuple[Array, Array]:
             lam = carry[0] / 2
@@ -164,7 +174,8 @@ class _Search:
         honest_neighbours = jnp.maximum(neighbours - copies + 1, 1)
         spread = jnp.sqrt(closest / (honest_neighbours * self.length))
         reach = jnp.sqrt(jnp.max(jnp.where(self.near, self.squares, 0)) / self.length)
-        return jnp.where(jnp.isfinite(spread), spread, 0) + reach
+        bound = jnp.where(jnp.isfinite(spread), spread, 0) + reach
+        return jnp.where(jnp.isfinite(bound), bound, 0)  # halving infinity would never end
 
     def krum_picks_crafted(self, lam: Array, copies: Array, neighbours: Array) -> Array:
         n = self.squares.shape[0]
@@ -181,7 +192,7 @@ class _Search:
         )
         possible = (t <= copies) & (t <= neighbours) & (neighbours - t <= self.number - 1)
         honest = jnp.min(jnp.where(possible & self.rows[:, None], by_t, jnp.inf))
-        return (crafted <= honest) & jnp.isfinite(crafted)
+        return crafted <= honest
 
 
 def _surround(view: AttackerView, centre: Array, epsilon: float | Array) -> Array:
@@ -251,7 +262,7 @@ def fang_trim_partial(low: float | Array = 3.0, high: float | Array = 4.0) -> At
     Raises:
       ValueError: if they are out of range.
     """
-    numbers = isinstance(low, float | int) and isinstance(high, float | int)
+    numbers = is_number(low) and is_number(high)
     if numbers and not 0 <= low <= high:
         raise ValueError(f"fang_trim_partial needs 0 <= low <= high, got low={low}, high={high}")
 
@@ -295,7 +306,7 @@ _Interval = tuple[Array, Array]
 
 
 def _check_b(b: float | Array) -> None:
-    if isinstance(b, float | int) and not b > 1:
+    if is_number(b) and not b > 1:
         raise ValueError(f"the trimmed-mean attack needs b > 1, got b={b}")
 
 
