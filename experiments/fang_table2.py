@@ -197,8 +197,9 @@ def main(args: Args) -> None:
     print(f"\n{text}")
     (folder / "table.md").write_text(text)
     report.write_rows(folder / "rows", [{k: v for k, v in r.items() if k != "curve"} for r in rows])
-    report.plot_curves(folder / "curves.png", evaluated(table), curves, title=heading)
-    report.plot_comparison(folder / "comparison.png", rows, paper, title=heading)
+    title = f"Fang et al. (2020), Table {args.table}: {table.data}, {clients} clients"
+    report.plot_curves(folder / "curves.png", evaluated(table), curves, title=title)
+    report.plot_comparison(folder / "comparison.png", rows, paper, title=title)
     print(f"rows, table and figures are in {folder}")
 
 

@@ -467,6 +467,14 @@ def test_krum_attack_by_hand() -> None:
     assert send(FULL.attack, by_hand([2.5], [1, 2, 3, 4]))[0, 0] == pytest.approx(-5 / 2**19)
 
 
+def test_krum_attack_search_ends() -> None:
+    """Even where the arguments leave it nothing to end at."""
+    r = by_hand([2.5], [1, 2, 3, 4])  # no lambda works
+    assert np.all(np.abs(send(fang_krum_full(threshold=0.0), r)) < 1e-30)
+    # A direction without length: no bound.
+    np.testing.assert_array_equal(send(fang_krum_full(direction=jnp.zeros_like), r), [[[0]]])
+
+
 @pytest.mark.parametrize(
     ("case", "own", "expected"),
     [
