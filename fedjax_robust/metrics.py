@@ -19,6 +19,8 @@ from fedjax_robust.types import Array, Batch, Evaluate, Info, Task
 def predict(task: Task, params: Array, x: Array, *, chunk: int = 1000) -> Array:
     """Predicted classes, at most ``chunk`` examples at a time: (d,), x (E, ...) -> (E,) int32."""
     number = x.shape[0]
+    if number < 1 or chunk < 1:
+        raise ValueError(f"evaluation needs examples and chunk >= 1, got {number} and {chunk}")
     chunks = -(-number // min(chunk, number))
     size = -(-number // chunks)
     padded = jnp.pad(x, ((0, chunks * size - number), *[(0, 0)] * (x.ndim - 1)))

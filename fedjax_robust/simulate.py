@@ -106,6 +106,7 @@ def step(sim: Simulation, state: SimState, data: FederatedData) -> tuple[SimStat
     attack = state.attack
     if num_malicious:
         visible = (weights > 0) if sim.knowledge.others else malicious
+        visible &= jnp.all(jnp.isfinite(updates), axis=1)  # the server will drop such rows too
         view = AttackerView(
             updates=jnp.where(visible[:, None], updates, 0),
             visible=visible,

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_batching import sequential_vmap
 
 Array = jax.Array
 
@@ -59,7 +60,8 @@ def _sort(x: Array, low: int, high: int) -> Array:
 def _ranks(x: Array, low: int, high: int) -> Array:
     return lax.platform_dependent(
         x,
-        cpu=lambda x: _sort_by_network(x, low, high),
+        # One matrix after the other under vmap: their tiles together would not fit the cache.
+        cpu=sequential_vmap(lambda x: _sort_by_network(x, low, high)),
         default=lambda x: jnp.sort(x, axis=0)[low:high],
     )
 

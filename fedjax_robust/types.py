@@ -132,7 +132,7 @@ class AttackerView(NamedTuple):
     updates: Array
     """(n, d) before-attack updates; rows that the attacker may not see are zero."""
     visible: Array
-    """(n,) bool, rows it sees. Absent rows are never visible."""
+    """(n,) bool, rows it sees. Absent rows and rows with a NaN or Inf are never visible."""
     reference: Array
     """(n,) bool, rows from which honest statistics are estimated: the honest clients' if it sees them,
     else its own clients'."""

@@ -177,3 +177,18 @@ def test_detection_by_hand() -> None:
     )
     np.testing.assert_allclose(rates["precision"], 1 / 3, rtol=1e-6)
     np.testing.assert_allclose(rates["recall"], 1 / 2, rtol=1e-6)
+
+
+def test_nothing_to_evaluate_is_an_error():
+    task = Task(
+        init=lambda key: jnp.zeros(3),
+        loss=lambda params, batch: jnp.float32(0),
+        logits=lambda params, x: x,
+        unravel=lambda params: params,
+    )
+    empty = {"x": np.zeros((0, 3), np.float32), "y": np.zeros(0, np.int32)}
+    some = {"x": np.zeros((2, 3), np.float32), "y": np.zeros(2, np.int32)}
+    with pytest.raises(ValueError, match="got 0 and 1000"):
+        metrics.test_error(task, empty)(jnp.zeros(3))
+    with pytest.raises(ValueError, match="got 2 and 0"):
+        metrics.test_error(task, some, chunk=0)(jnp.zeros(3))

@@ -872,3 +872,24 @@ def test_no_progress_or_checkpoints_inside_vmap_and_jit(options, keys):
         ):
             with pytest.raises(ValueError, match="inside vmap or jit; for several seeds pass"):
                 transform(call)(argument if transform is jax.vmap else argument[0])
+
+
+def test_rows_that_the_server_drops_are_hidden_from_the_attacker():
+    data = telling_data(4)
+    x = data.examples["x"].at[2, 1].set(jnp.nan)
+    data = data._replace(examples={**data.examples, "x": x})
+
+    def craft(view, state):
+        honest = jnp.sum(jnp.where(view.reference[:, None], view.updates, 0), axis=0)
+        return honest[None], state
+
+    sim = Simulation(
+        SQUARES,
+        telling(),
+        showing(),
+        attack=Attack(craft=craft, needs=Knowledge(others=True)),
+        knowledge=Knowledge(others=True),
+        num_malicious=1,
+    )
+    _, history = simulate.run(sim, KEY, data, 1)
+    np.testing.assert_allclose(history["updates"][0, 0], x[1] + x[3], **CLOSE)
