@@ -229,12 +229,23 @@ def evaluated(table: Table) -> np.ndarray:
 
 
 class Inputs:
-    """Each seed's data set and partition, loaded when first needed."""
+    """Each seed's data set and partition, loaded when first needed.
 
-    def __init__(self, table: Table, clients: int, data_dir: Path | None):
+    Variants may change the data set, or the partition, by a function of it.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        clients: int,
+        data_dir: Path | None,
+        change_data: Callable[[Dataset], Dataset] = lambda dataset: dataset,
+        change_partition: Callable[[fr.FederatedData], fr.FederatedData] = lambda data: data,
+    ):
         self.table, self.clients, self.data_dir = table, clients, data_dir
+        self.change_data, self.change_partition = change_data, change_partition
         self.fixed = table.data != "breast_cancer"  # split by its publishers
-        self.shared = load(table.data, data_dir, jax.random.key(0))
+        self.shared = change_data(load(table.data, data_dir, jax.random.key(0)))
         self.note = self.shared.note or "its published split"
         self.num_classes = self.shared.num_classes
         self.task = fr.classification(
@@ -246,12 +257,14 @@ class Inputs:
     def dataset(self, seed: int) -> Dataset:
         if self.fixed:
             return self.shared
-        return load(self.table.data, self.data_dir, jax.random.fold_in(jax.random.key(1), seed))
+        key = jax.random.fold_in(jax.random.key(1), seed)
+        return self.change_data(load(self.table.data, self.data_dir, key))
 
     def federated(self, seed: int) -> fr.FederatedData:
         key = jax.random.fold_in(jax.random.key(2), seed)
         examples = self.pool if self.fixed else self.dataset(seed).train
-        return partition.by_group(key, examples, self.clients, NON_IID, self.num_classes)
+        data = partition.by_group(key, examples, self.clients, NON_IID, self.num_classes)
+        return self.change_partition(data)
 
 
 def run_cell(

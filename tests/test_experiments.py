@@ -12,6 +12,7 @@ from fedjax_robust import report
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
 import fang_table2  # noqa: E402
+import fang_table2_variants  # noqa: E402
 
 needs_mnist = pytest.mark.skipif(
     not (Path(os.environ.get("FEDJAX_ROBUST_DATA", "/nonexistent")) / "tfds" / "mnist").is_dir(),
@@ -24,7 +25,9 @@ def smoke(out: Path, **options) -> Path:
     return out / f"{options['table']}-smoke"
 
 
-@pytest.mark.parametrize("script", ["fang_table2.py", "bench_kernels.py"])
+@pytest.mark.parametrize(
+    "script", ["fang_table2.py", "fang_table2_variants.py", "bench_kernels.py"]
+)
 def test_help(script):
     done = subprocess.run(
         [sys.executable, EXPERIMENTS / script, "--help"], capture_output=True, text=True
@@ -100,3 +103,17 @@ def test_table_2d_waits_for_its_data(tmp_path, capsys):
     assert "0.290" in printed
     assert "waiting for the data" in printed
     assert "hmnist_64_64_L.csv" in printed
+
+
+def test_variants_smoke(tmp_path):
+    args = fang_table2_variants.Args(table="2e", smoke=True, only=("LR, [0, 1]",), out=tmp_path)
+    fang_table2_variants.main(args)
+    printed, ours = report.read_rows(tmp_path / "2e")
+    assert printed["Krum Partial"] == "0.17"
+    assert printed["Median Full"] == "0.18"
+    assert 0 <= float(ours["Krum Full"].split()[0]) <= 1
+
+
+def test_unknown_variant_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no variant"):
+        fang_table2_variants.main(fang_table2_variants.Args(only=("LR",), out=tmp_path))
