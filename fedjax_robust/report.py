@@ -521,7 +521,7 @@ def plot_comparison(
         axes.set_ylim(len(lines) - 0.5, -0.5)
         axes.set_xlabel(f"{metric} (fraction)")
         axes.margins(x=0.08)
-        axes.set_xlim(left=0)
+    panels[0].set_xlim(left=0)  # shared by all; earlier it would stop the automatic scaling
     note = f"grey: paper ± {tolerance:g}; bar: ± sample standard deviation over seeds"
     _legend(figure, panels, ["paper", "ours"], note)
     _save(figure, path)

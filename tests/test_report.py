@@ -327,6 +327,19 @@ def test_plot_comparison_labels(tmp_path):
     assert "grey: paper ± 0.03; bar: ± sample standard deviation over seeds" in texts
 
 
+def test_plot_comparison_shows_every_point(tmp_path, monkeypatch):
+    """Also what only a later panel reaches: the panels share their x axis."""
+    drawn = []
+    monkeypatch.setattr(report, "_save", lambda figure, path: drawn.append(figure))
+    rows = [{"rule": "krum", "attack": "full", "error": 0.1}]
+    rows += [{"rule": "median", "attack": "full", "error": 0.9}]
+    report.plot_comparison(tmp_path / "a.png", rows, {})
+    for axes in drawn[0].axes:
+        left, right = axes.get_xlim()
+        assert left == 0
+        assert right > 0.9
+
+
 def test_plots_leave_pyplot_alone(tmp_path):
     import matplotlib as mpl
 
