@@ -85,7 +85,7 @@ def local_sgd(
       learning_rate: step size on the mean gradient, > 0.
       batch_size: b, drawn without replacement and anew in each step; a client with fewer examples uses
         all it has. None = all of the client's data (full-batch gradient).
-      steps: local steps, >= 1; ignored when ``epochs`` is given, which then must be left at 1.
+      steps: local steps, >= 1; leave it at 1 when ``epochs`` is given.
       epochs: passes over the client's data instead of steps, each in a new order; every client makes
         ceil(count / b) steps per epoch, the last one on what is left.
       momentum: v <- momentum v + gradient, in [0, 1).
