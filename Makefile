@@ -12,13 +12,16 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo report test lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: $(READY)  ## reproduce Table 2e of Fang et al. (2020) on its real data, offline
 	$(RUN) experiments/fang_table2.py --table 2e --seeds 1 $(ARGS)
+
+report: $(READY)  ## gather all results in results/REPORT.md
+	$(RUN) experiments/make_report.py $(ARGS)
 
 test: $(READY)  ## run the tests
 	$(RUN) -m pytest -q $(PYTEST_ARGS)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from fedjax_robust import report
+from fedjax_robust.report import plots
 
 PAPER = {
     ("none", "krum"): 0.10,
@@ -289,6 +290,88 @@ def test_markdown_table():
     assert cells_of(report.markdown_table(rows, ["n", "rule"]))[0] == ["n", "rule"]
 
 
+def test_differences():
+    assert report.differences(ROWS, PAPER) == pytest.approx(
+        {("none", "krum"): 0.03, ("none", "median"): 0.0, ("full", "krum"): -0.1}
+    )
+
+
+# Folders
+
+
+def test_write_table(tmp_path):
+    folder = tmp_path / "new" / "2a"
+    text = report.write_table(
+        folder, ROWS, PAPER, title="Table 2a", command="python a.py", notes="Two seeds."
+    )
+    assert text == f"Table 2a\n\nTwo seeds.\n\n{report.comparison_table(ROWS, PAPER)}"
+    assert (folder / "table.md").read_text() == text
+    assert (folder / "comparison.png").read_bytes()[:4] == b"\x89PNG"
+    assert report.read_rows(folder / "rows") == ROWS
+    about, rows = report.read_table(folder)
+    assert about.paper == PAPER
+    assert about[:-1] == (
+        "Table 2a",
+        "python a.py",
+        "attack",
+        "rule",
+        "error",
+        "testing error rate",
+        0.03,
+        "Two seeds.",
+    )
+    assert report.comparison_table(rows, about.paper) == report.comparison_table(ROWS, PAPER)
+
+
+def test_read_table_of_something_else(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        report.read_table(tmp_path)
+    for content in ("{", "[]", '{"title": "a"}'):
+        (tmp_path / "table.json").write_text(content)
+        with pytest.raises(ValueError, match=r"table\.json does not describe its folder.*again"):
+            report.read_table(tmp_path)
+
+
+SWEEP = [
+    {"rule": "krum", "attack": attack, "p": p, "seed": seed, "error": error + seed / 10}
+    for attack, p, error in [("none", 0.5, 0.2), ("none", 0.1, 0.1), ("full", 0.5, 0.7)]
+    for seed in (0, 1)
+]
+
+
+def test_write_sweep(tmp_path):
+    text = report.write_sweep(
+        tmp_path, SWEEP, x="p", title="Figure 3", command="python b.py", xlabel="degree p"
+    )
+    assert text.startswith(
+        "Figure 3\n\nTesting error rate, fraction (0 to 1), against degree p; "
+        "mean ± sample standard deviation over 2 seeds.\n\n|"
+    )
+    assert cells_of(text) == [
+        ["rule", "attack", "0.1", "0.5"],
+        ["krum", "none", "0.150 ± 0.071", "0.250 ± 0.071"],
+        ["krum", "full", "–", "0.750 ± 0.071"],
+    ]
+    assert (tmp_path / "table.md").read_text() == text
+    assert (tmp_path / "sweep.png").read_bytes()[:4] == b"\x89PNG"
+    about, rows = report.read_sweep(tmp_path)
+    assert (about.x, about.xlabel, about.panels, about.lines) == ("p", "degree p", "rule", "attack")
+    assert about.log_x is False
+    assert report.sweep_table(about, rows) == report.sweep_table(about, SWEEP)
+    assert report.sweep_table(about, SWEEP) in text
+
+
+def test_write_sweep_refuses(tmp_path):
+    say = {"x": "p", "title": "a", "command": "b"}
+    with pytest.raises(ValueError, match="needs rows, got none"):
+        report.write_sweep(tmp_path, [], **say)
+    with pytest.raises(ValueError, match=r"lacks the columns \['q'\]"):
+        report.write_sweep(tmp_path, SWEEP, **say | {"x": "q"})
+    with pytest.raises(ValueError, match="have the seed 0"):
+        report.write_sweep(tmp_path, [*SWEEP, SWEEP[0]], **say)
+    assert list(tmp_path.iterdir()) == []
+
+
 # Plots
 
 
@@ -330,7 +413,7 @@ def test_plot_comparison_labels(tmp_path):
 def test_plot_comparison_shows_every_point(tmp_path, monkeypatch):
     """Also what only a later panel reaches: the panels share their x axis."""
     drawn = []
-    monkeypatch.setattr(report, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
     rows = [{"rule": "krum", "attack": "full", "error": 0.1}]
     rows += [{"rule": "median", "attack": "full", "error": 0.9}]
     report.plot_comparison(tmp_path / "a.png", rows, {})
@@ -338,6 +421,49 @@ def test_plot_comparison_shows_every_point(tmp_path, monkeypatch):
         left, right = axes.get_xlim()
         assert left == 0
         assert right > 0.9
+
+
+def test_plot_sweep_labels(tmp_path):
+    curves = {"krum": {"none": [[0.1, 0.2, 0.3]], "full": np.full((3, 3), 0.4)}}
+    path = tmp_path / "sweep.svg"
+    report.plot_sweep(
+        path, [0.1, 0.5, 0.9], curves, xlabel="degree p", title="Figure 3", metric="test loss"
+    )
+    texts = texts_of(path)
+    assert {"krum", "none", "full", "degree p", "Figure 3", "test loss (fraction)"} <= texts
+    assert {"0.1", "0.5", "0.9"} <= texts, "the swept values are marked"
+    assert "mean of 3 seeds; band: smallest to largest" in texts
+    assert "round" not in texts
+
+
+def test_plot_sweep_axes(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    curves = {"krum": {"none": [0.1, math.nan, 0.3]}, "median": {"none": [0.3, 0.2, 0.1]}}
+    for log_x in (False, True):
+        report.plot_sweep("a.png", [0.001, 0.1, 10], curves, xlabel="epsilon", log_x=log_x)
+    linear, log = drawn
+    assert [axes.get_xscale() for axes in linear.axes] == ["linear", "linear"]
+    assert [axes.get_xscale() for axes in log.axes] == ["log", "log"]
+    assert len(log.axes[0].lines[0].get_xdata()) == 3
+    assert log.axes[0].lines[0].get_marker() == "o"
+
+
+@pytest.mark.parametrize(
+    ("x", "log_x", "message"),
+    [
+        ([0.5, 0.1], False, "ascending"),
+        ([0.1, 0.1], False, "ascending"),
+        ([0, 1], True, "values > 0"),
+        ([1, 2, 3], False, r"must be \(seeds, 3\).*3 values"),
+    ],
+)
+def test_plot_sweep_refuses(tmp_path, x, log_x, message):
+    with pytest.raises(ValueError, match=message):
+        report.plot_sweep(
+            tmp_path / "a.png", x, {"krum": {"none": [0.1, 0.2]}}, xlabel="x", log_x=log_x
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_plots_leave_pyplot_alone(tmp_path):

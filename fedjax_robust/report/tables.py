@@ -1,0 +1,186 @@
+"""The paper's numbers beside ours as Markdown tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_robust.report.results import Row
+
+Cell = tuple[str, str]
+"""A cell of a table: (value of the row's index, value of its column), say (attack, rule)."""
+
+
+class Summary(NamedTuple):
+    """One metric over the seeds of a cell."""
+
+    mean: float
+    std: float
+    """Sample standard deviation (divided by seeds - 1); NaN for one seed."""
+    seeds: int
+
+
+def summarize(
+    rows: Sequence[Row], index: str = "attack", columns: str = "rule", value: str = "error"
+) -> dict[Cell, Summary]:
+    """Mean and spread of the column ``value`` for each pair (row[index], row[columns]).
+
+    Raises:
+      ValueError: if a row lacks one of these columns, or if two rows of a cell have the same
+        ``seed`` (rows of several tables or settings were mixed).
+    """
+    values: dict[Cell, list[float]] = {}
+    seen = set()
+    for row in rows:
+        if missing := [key for key in (index, columns, value) if key not in row]:
+            raise ValueError(f"a row lacks the columns {missing}, it has {sorted(row)}")
+        cell = (str(row[index]), str(row[columns]))
+        if "seed" in row:
+            if (cell, row["seed"]) in seen:
+                raise ValueError(
+                    f"two rows of the cell {cell} have the seed {row['seed']}; "
+                    "select the rows of one table and one setting first"
+                )
+            seen.add((cell, row["seed"]))
+        values.setdefault(cell, []).append(float(row[value]))
+    return {
+        cell: Summary(
+            float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else math.nan, len(v)
+        )
+        for cell, v in values.items()
+    }
+
+
+def differences(
+    rows: Sequence[Row],
+    paper: Mapping[Cell, float],
+    *,
+    index: str = "attack",
+    columns: str = "rule",
+    value: str = "error",
+) -> dict[Cell, float]:
+    """Our mean minus the paper's number, for each cell that both have, in the paper's order.
+
+    Arguments and errors as in ``comparison_table``.
+    """
+    return _differences(summarize(rows, index, columns, value), paper)
+
+
+def _differences(ours: Mapping[Cell, Summary], paper: Mapping[Cell, float]) -> dict[Cell, float]:
+    return {cell: ours[cell].mean - number for cell, number in paper.items() if cell in ours}
+
+
+def is_within(difference: float, tolerance: float) -> bool:
+    """Whether a difference is at most the tolerance, up to rounding: 0.13 - 0.1 exceeds 0.03."""
+    return abs(difference) <= tolerance + 1e-9
+
+
+def show_summary(summary: Summary) -> str:
+    """Mean ± standard deviation, or the mean alone for one seed."""
+    mean, std, seeds = summary
+    return f"{mean:.3f} ± {std:.3f}" if seeds > 1 else f"{mean:.3f}"
+
+
+def count_seeds(summaries: Mapping[Any, Summary]) -> str:
+    """How many seeds the cells have, in words: "1 seed", "3 seeds", "1 to 3 seeds"."""
+    counts = sorted({summary.seeds for summary in summaries.values()}) or [0]
+    over = " to ".join(str(count) for count in dict.fromkeys([counts[0], counts[-1]]))
+    return f"{over} seed{'' if over == '1' else 's'}"
+
+
+def markdown_table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
+    """Rows as a Markdown table, padded so that it also reads well in a terminal.
+
+    Args:
+      rows: floats are shown with three decimals, None and absent values as "–".
+      columns: which keys to show, by default all in order of first appearance.
+    """
+    keys = list(dict.fromkeys(k for row in rows for k in row)) if columns is None else list(columns)
+    return _markdown(keys, [[_show(row.get(key)) for key in keys] for row in rows])
+
+
+def comparison_table(
+    rows: Sequence[Row],
+    paper: Mapping[Cell, float],
+    *,
+    index: str = "attack",
+    columns: str = "rule",
+    value: str = "error",
+    metric: str = "testing error rate",
+    tolerance: float = 0.03,
+) -> str:
+    """The paper's table with ours beside each number, as Markdown.
+
+    Args:
+      rows: one row per run; a cell's runs differ in their seed.
+      paper: {(index value, column value): number}, in the paper's order. Cells that only ``rows``
+        have come after it.
+      index: the rows' key that names the table's lines.
+      columns: the rows' key that names the table's columns.
+      value: the rows' key of the metric, a fraction in [0, 1].
+      metric: the metric in words, for the heading.
+      tolerance: largest accepted |mean - paper|, as a fraction.
+
+    Returns:
+      A heading that names metric, unit and number of seeds; the table, with "–" for what there is
+      not and bold where a mean is out of tolerance; the share of cells within it.
+
+    Raises:
+      ValueError: see ``summarize``.
+    """
+    ours = summarize(rows, index, columns, value)
+    cells = list(dict.fromkeys([*paper, *ours]))
+    lines, heads = (list(dict.fromkeys(cell[axis] for cell in cells)) for axis in (0, 1))
+
+    distance = _differences(ours, paper)
+
+    def is_close(cell: Cell) -> bool:
+        return is_within(distance[cell], tolerance)
+
+    def show(cell: Cell) -> list[str]:
+        theirs = f"{paper[cell]:.2f}" if cell in paper else "–"
+        if cell not in ours:
+            return [theirs, "–"]
+        text = show_summary(ours[cell])
+        return [theirs, f"**{text}**" if cell in paper and not is_close(cell) else text]
+
+    heading = (
+        f"{metric[0].upper()}{metric[1:]}, fraction (0 to 1): paper | ours, "
+        f"mean ± sample standard deviation over {count_seeds(ours)}."
+    )
+    table = _markdown(
+        [index, *(text for head in heads for text in (f"{head}: paper", "ours"))],
+        [[line, *(text for head in heads for text in show((line, head)))] for line in lines],
+    )
+    close = sum(map(is_close, distance))
+    footer = f"{close} of {len(distance)} cells are within {tolerance:g} of the paper"
+    if distance:
+        footer += f" ({close / len(distance):.0%})"
+    if close < len(distance):
+        footer += "; **bold** ones are not"
+    if waiting := len(paper) - len(distance):
+        footer += f"; {waiting} not run yet"
+    return f"{heading}\n\n{table}\n\n{footer}.\n"
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float | np.floating) else str(value)
+
+
+def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    texts = [
+        [text.replace("|", "\\|").replace("\n", " ") for text in line] for line in [head, *lines]
+    ]
+    widths = [max(3, *(len(text) for text in column)) for column in zip(*texts, strict=True)]
+    rule = ["-" * width for width in widths]
+    return "\n".join(
+        "| "
+        + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
+        + " |"
+        for line in [texts[0], rule, *texts[1:]]
+    )
