@@ -90,6 +90,9 @@ class Aggregator(NamedTuple):
     """N, params (d,) -> state."""
     aggregate: Callable[[Received, State], tuple[Array, State, Info]]
     """received, state -> aggregated update (d,), state, info."""
+    leave_one_out: Callable[[Received, State], Array] | None = None
+    """received, state -> (n, d), row i what ``aggregate`` gives without row i (any finite values where
+    row i is absent); only for rules that have it cheaper than n calls of ``aggregate``."""
 
     def __call__(
         self,
@@ -205,6 +208,9 @@ class Simulation(NamedTuple):
     after_round: Repair | None = None
     client_chunk: int | None = None
     """Train at most so many clients at a time, which bounds memory; None = all at once."""
+    observe: Callable[[Received, Array], Info] | None = None
+    """Before-attack updates as the server would have received them, malicious (n,) bool -> what to
+    report of the round besides. It sees everything and influences nothing; see ``metrics``."""
 
 
 class SimState(NamedTuple):

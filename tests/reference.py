@@ -223,6 +223,47 @@ def mean_near_median(rows: Array, gamma: int) -> Array:
     return result
 
 
+# --- Defences by a validation batch (section 5) ----------------------------------------------------
+
+
+def softmax_regression_metrics(params: Array, x: Array, y: Array) -> tuple[float, float]:
+    """Error rate and mean cross-entropy on x (V, k), y (V,) of the model whose flat parameters are
+    the biases (L,), then the weights (k, L): the order in which flax ravels them."""
+    labels = len(params) // (x.shape[1] + 1)
+    bias, weights = params[:labels], params[labels:].reshape(x.shape[1], labels)
+    wrong, loss = 0, 0.0
+    for example, label in zip(_float64(x), y, strict=True):
+        scores = [bias[k] + float(np.sum(example * weights[:, k])) for k in range(labels)]
+        wrong += scores.index(max(scores)) != label
+        top = max(scores)
+        loss += top + math.log(sum(math.exp(s - top) for s in scores)) - scores[label]
+    return wrong / len(y), loss / len(y)
+
+
+def impacts(
+    rule: Callable[[Array, Array], Array],
+    metric: Callable[[Array], float],
+    updates: Array,
+    weights: Array,
+    received: Array,
+) -> Array:
+    """Section 5: each row's impact, E_A - E_B; -inf for absent rows. ``rule(updates, weights)``."""
+    _, _, index = present(updates, weights)
+    with_all = metric(received + rule(updates, weights))
+    result = np.full(len(updates), -np.inf)
+    for i in index:
+        without = np.array(weights, dtype=np.float64)
+        without[i] = 0
+        result[i] = with_all - metric(received + rule(updates, without))
+    return result
+
+
+def largest_impacts(values: Array, c: int) -> set[int]:
+    """The c rows of largest impact; absent ones are never among them. Ties: the lowest rows."""
+    ranked = sorted(range(len(values)), key=lambda i: (-values[i], i))
+    return {i for i in ranked[:c] if values[i] > -np.inf}
+
+
 # --- Attacks (sections 3 and 4.1, Appendix B and C) ----------------------------------------------
 
 
@@ -309,6 +350,7 @@ def fang_krum_full_lambda(
     f: int | None = None,
     threshold: float = 1e-5,
     deviation_goal: bool = False,
+    before: Aggregate | None = None,
 ) -> KrumAttack:
     """Section 3.2, full knowledge: solve Equation 2 by halving from Theorem 1's bound.
 
@@ -316,13 +358,15 @@ def fang_krum_full_lambda(
     malicious rows by default; another f changes Krum and, by the same proof, the bound. All
     malicious rows are equal while lambda is sought; lambda is accepted if Krum selects any of them.
     The bound is tried first, however small. Appendix B's deviation goal has direction 1 everywhere.
+    ``before``: the rule by which the direction goes, instead of Krum.
     """
     updates = _float64(updates)
     malicious = np.asarray(malicious, dtype=bool)
     n, d = updates.shape
     c = int(np.sum(malicious))
     f = c if f is None else f
-    direction = np.ones(d) if deviation_goal else changing_direction(krum(updates, f))
+    change = krum(updates, f) if before is None else before(updates)
+    direction = np.ones(d) if deviation_goal else changing_direction(change)
     lam = fang_krum_bound(updates[~malicious], n, c, f)
     halvings = 0
     while True:
@@ -605,3 +649,91 @@ def nasty_matrices(n: int, d: int, rng: np.random.Generator) -> dict[str, Array]
         "mixed_scales": (scales * honest()).astype(np.float32),
         "duplicates": duplicates,
     }
+
+
+def direction_agreement(aggregate: Array, own: Array) -> tuple[float, float]:
+    """Fang et al. 2020, section 4.2: the share of parameters whose changing direction an attacker with
+    partial knowledge estimates correctly; of all parameters, and of those that the rule moves.
+
+    aggregate (d,) of all before-attack updates; own (c, d), the attacker's before-attack updates.
+    """
+    equal = changing_direction(aggregate) == changing_direction(mean(own))
+    moving = [bool(e) for e, value in zip(equal, aggregate, strict=True) if value != 0]
+    return sum(map(bool, equal)) / len(equal), sum(moving) / len(moving) if moving else math.nan
+
+
+# --- Back-gradient optimization (Muñoz-González et al., AISec 2017) ------------------------------
+
+
+class BackGradient(NamedTuple):
+    """What an attacker of softmax regression knows; the points' features are not part of it."""
+
+    clean_x: Array  # (E, features)
+    clean_y: Array  # (E,)
+    point_y: Array  # (k,)
+    target_x: Array  # (V, features), of the objective
+    target_y: Array  # (V,)
+    learning_rate: float
+    steps: int
+
+
+def back_gradient(
+    problem: BackGradient, weights: Array, bias: Array, x: Array, inversions: int | None = None
+) -> tuple[float, Array]:
+    """The objective after training on clean examples and points x (k, features); its gradient by x.
+
+    Training starts from weights (features, classes), bias (classes,): ``steps`` full-batch steps on
+    the mean cross-entropy of all E + k examples. The objective is the mean cross-entropy of the target
+    examples. Going back, the iterate before (w, b) is the one remembered, or, with ``inversions``, that
+    many fixed-point steps of v = w + learning_rate * gradient(v) from v = w; one is the authors'
+    ``reverseLR2.m``, which then takes both second derivatives at v.
+    """
+    w, b = _float64(weights), _float64(bias)
+    points = _float64(x)
+    all_x = np.concatenate([_float64(problem.clean_x), points])
+    all_y = np.concatenate([problem.clean_y, problem.point_y])
+    rate = problem.learning_rate
+    iterates = []
+    for _ in range(problem.steps):
+        iterates.append((w, b))
+        slope_w, slope_b = _cross_entropy_slope(w, b, all_x, all_y)
+        w, b = w - rate * slope_w, b - rate * slope_b
+    losses = [
+        -math.log(softmax(_float64(x) @ w + b)[y])
+        for x, y in zip(problem.target_x, problem.target_y, strict=True)
+    ]
+    dw, db = _cross_entropy_slope(w, b, _float64(problem.target_x), problem.target_y)
+    dx = np.zeros_like(points)
+    for t in reversed(range(problem.steps)):
+        if inversions is None:
+            w, b = iterates[t]
+        else:
+            later_w, later_b = w, b
+            for _ in range(inversions):
+                slope_w, slope_b = _cross_entropy_slope(w, b, all_x, all_y)
+                w, b = later_w + rate * slope_w, later_b + rate * slope_b
+        number = len(all_x)
+        hessian_w, hessian_b, mixed = np.zeros_like(w), np.zeros_like(b), np.zeros_like(all_x)
+        for i in range(number):
+            p = softmax(all_x[i] @ w + b)
+            change = all_x[i] @ dw + db  # of the logits, along (dw, db)
+            change_p = p * (change - np.sum(p * change))
+            residual = p.copy()
+            residual[all_y[i]] -= 1.0
+            hessian_w += np.outer(all_x[i], change_p) / number
+            hessian_b += change_p / number
+            mixed[i] = (dw @ residual + w @ change_p) / number  # of the slope by x, w @ residual
+        dx = dx - rate * mixed[len(problem.clean_x) :]
+        dw, db = dw - rate * hessian_w, db - rate * hessian_b
+    return float(np.mean(losses)), dx
+
+
+def _cross_entropy_slope(w: Array, b: Array, x: Array, y: Array) -> tuple[Array, Array]:
+    """Gradient of the mean cross-entropy by weights and bias."""
+    slope_w, slope_b = np.zeros_like(w), np.zeros_like(b)
+    for i in range(len(x)):
+        residual = softmax(x[i] @ w + b)
+        residual[y[i]] -= 1.0
+        slope_w += np.outer(x[i], residual) / len(x)
+        slope_b += residual / len(x)
+    return slope_w, slope_b

@@ -89,7 +89,50 @@ def multi_krum(f: int, m: int | None = None, *, name: str = "multi_krum") -> Agg
         selected = (rank < number) & present
         return weighted_mean(updates, selected.astype(updates.dtype)), state, {"selected": selected}
 
-    return Aggregator(stateless, aggregate)
+    def leave_one_out(received: Received, state: State) -> Array:
+        updates, weights = drop_non_finite(received.updates, received.weights)
+        present = weights > 0
+        distances = pairwise_squared_distances(updates, present)
+        scores = krum_scores_without_each(distances, present, f)
+        if m == 1:
+            return updates[jnp.argmin(scores, axis=1)]
+        others = jnp.sum(present) - present
+        number = jnp.maximum(others - f, 1) if m is None else jnp.full_like(others, m)
+        rank = jnp.argsort(jnp.argsort(scores, axis=1), axis=1)
+        selected = (rank < number[:, None]) & jnp.isfinite(scores)
+        shares = selected / jnp.maximum(jnp.sum(selected, axis=1, keepdims=True), 1)
+        return jnp.dot(shares.astype(updates.dtype), updates, precision="highest")
+
+    return Aggregator(stateless, aggregate, leave_one_out)
+
+
+def krum_scores_without_each(distances: Array, present: Array, f: int | Array) -> Array:
+    """Krum's scores after each row in turn has been deleted, from one sort.
+
+    Args:
+      distances, present, f: as in ``krum_scores``.
+
+    Returns:
+      (n, n): entry (i, j) is row j's score without row i, +inf for absent rows and j = i.
+    """
+    n = distances.shape[0]
+    neighbours = jnp.maximum(jnp.sum(present) - 1 - f - 2, 1)
+    others = jnp.where(jnp.eye(n, dtype=bool), jnp.inf, distances)
+    order = jnp.argsort(others, axis=1)
+    rank = jnp.argsort(order, axis=1)  # (j, i): how many rows are closer to j than i is
+    # Without i, row j keeps all but one of its neighbours + 1 closest rows: all but i, or the last of
+    # them. What comes before i and after i is summed apart: a total minus i's distance would lose the
+    # others beside a huge one.
+    closest = jnp.take_along_axis(others, order, axis=1)
+    closest = jnp.where(jnp.arange(n) <= neighbours, closest, 0)
+    nearer = jnp.pad(jnp.cumsum(closest, axis=1), ((0, 0), (1, 0)))
+    farther = jnp.pad(jnp.cumsum(closest[:, :0:-1], axis=1)[:, ::-1], ((0, 0), (0, 1)))
+    left_out = jnp.minimum(rank, neighbours)
+    scores = jnp.take_along_axis(nearer, left_out, axis=1)
+    scores += jnp.take_along_axis(farther, left_out, axis=1)
+    largest = jnp.finfo(distances.dtype).max
+    valid = present[None, :] & ~jnp.eye(n, dtype=bool)
+    return jnp.where(valid, jnp.minimum(scores.T, largest), jnp.inf)
 
 
 def bulyan_selection(distances: Array, present: Array, f: int, theta: int) -> tuple[Array, Array]:
@@ -110,20 +153,27 @@ def bulyan_selection(distances: Array, present: Array, f: int, theta: int) -> tu
     distances = jnp.where(jnp.eye(n, dtype=bool), jnp.inf, jax.lax.stop_gradient(distances))
     order = jnp.argsort(distances, axis=1)  # each row's neighbours, closest first: sorted only once
     ascending = jnp.take_along_axis(distances, order, axis=1)
+    place = jnp.argsort(order, axis=1)  # (j, i): where i stands in the list of j
+    # Absent rows stand last, at infinite distance, and are never counted while enough rows remain.
     largest = jnp.finfo(distances.dtype).max
+    slots = jnp.arange(n)
+    Carry = tuple[Array, Array, Array, Array, Array]
 
-    def select(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        remaining, chosen, valid = carry
+    def select(i: Array, carry: Carry) -> Carry:
+        remaining, ascending, place, chosen, valid = carry
         neighbours = jnp.maximum(jnp.sum(remaining) - f - 2, 1)
-        alive = remaining[order]
-        counted = alive & (jnp.cumsum(alive, axis=1) <= neighbours)
-        scores = jnp.sum(jnp.where(counted, ascending, 0), axis=1)
+        scores = jnp.sum(jnp.where(slots < neighbours, ascending, 0), axis=1)
         best = jnp.argmin(jnp.where(remaining, jnp.minimum(scores, largest), jnp.inf))
         chosen, valid = chosen.at[i].set(best.astype(jnp.int32)), valid.at[i].set(remaining[best])
-        return remaining.at[best].set(False), chosen, valid
+        # Strike the chosen row from every list: what stands behind it moves up.
+        gap = place[:, best][:, None]
+        moved = jnp.pad(ascending[:, 1:], ((0, 0), (0, 1)), constant_values=jnp.inf)
+        ascending = jnp.where(slots < gap, ascending, moved)
+        place = place - (place > gap)
+        return remaining.at[best].set(False), ascending, place, chosen, valid
 
-    start = (present, jnp.zeros(theta, jnp.int32), jnp.zeros(theta, bool))
-    _, chosen, valid = jax.lax.fori_loop(0, theta, select, start)
+    start = (present, ascending, place, jnp.zeros(theta, jnp.int32), jnp.zeros(theta, bool))
+    *_, chosen, valid = jax.lax.fori_loop(0, theta, select, start)
     return chosen, valid
 
 
