@@ -1,4 +1,5 @@
-"""What to measure: functions of the parameters for ``run(evaluate=...)``, and detection figures.
+"""What to measure: functions of the parameters for ``run(evaluate=...)``, functions of a round's
+before-attack updates for ``Simulation(observe=...)``, and detection figures.
 
 All rates are fractions in [0, 1]. The test data travel as arguments of the compiled program
 (``jax.tree_util.Partial``), not as constants in it.
@@ -13,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from fedjax_robust.types import Array, Batch, Evaluate, Info, Task
+from fedjax_robust.robust_stats import changing_direction, drop_non_finite, weighted_mean
+from fedjax_robust.types import Aggregator, Array, Batch, Evaluate, Info, Received, Task
 
 
 def predict(task: Task, params: Array, x: Array, *, chunk: int = 1000) -> Array:
@@ -131,3 +133,43 @@ def detection(selected: Array, malicious: Array) -> Info:
         "precision": caught / jnp.sum(~selected, axis=-1),
         "recall": caught / jnp.sum(malicious, axis=-1),
     }
+
+
+def direction_agreement(rule: Aggregator) -> Callable[[Received, Array], Info]:
+    """How well an attacker with partial knowledge estimates the changing directions, for
+    ``Simulation(observe=...)``.
+
+    The changing direction s_j of a parameter is 1 if ``rule``, applied to all before-attack updates,
+    increases it, else -1; the attacker takes the mean of its own clients' before-attack updates
+    instead (Fang et al. 2020, sections 3.1 and 3.3). Section 4.2 prints 72 % with 50 workers and 76 %
+    with 100: trimmed mean, DNN on MNIST, over all parameters, averaged.
+
+    A parameter that nothing moves, such as the weight of a pixel that is black in every image, has
+    s_j = -1 on both sides and so counts as estimated correctly; the second share leaves out all that
+    the rule does not move.
+
+    Args:
+      rule: what to compare with, usually the server's own; it starts from fresh state in every round.
+
+    Returns:
+      An observe function that reports ``direction_agreement`` (), the share of all d parameters with
+      equal directions, and ``direction_agreement_moving`` (), the same among those with a non-zero
+      aggregate. Both NaN in rounds without malicious clients, the second also if nothing moves.
+    """
+
+    def observe(received: Received, malicious: Array) -> Info:
+        updates, weights = drop_non_finite(received.updates, received.weights)
+        change = rule(updates, weights, params=received.params, key=received.key)
+        own = (malicious & (weights > 0)).astype(updates.dtype)
+        estimate = weighted_mean(updates, own)
+        equal = changing_direction(change) == changing_direction(estimate)
+        moving = change != 0
+        attacked = jnp.any(own > 0)
+        return {
+            "direction_agreement": jnp.where(attacked, jnp.mean(equal), jnp.nan),
+            "direction_agreement_moving": jnp.where(
+                attacked, jnp.sum(equal & moving) / jnp.sum(moving), jnp.nan
+            ),
+        }
+
+    return observe

@@ -91,7 +91,11 @@ def step(sim: Simulation, state: SimState, data: FederatedData) -> tuple[SimStat
 
     Returns:
       The next state, and what happened: ``train_loss`` () of the first local step averaged over the
-      present clients, ``malicious`` (n,) bool, and what the aggregator reports, such as ``selected``.
+      present clients, ``malicious`` (n,) bool, and what the aggregator (such as ``selected``) and
+      ``sim.observe`` report.
+
+    Raises:
+      ValueError: if two of these use the same name.
     """
     key = jax.random.fold_in(state.key, state.round)
     select_key, train_key, attack_key, server_key, repair_key = jax.random.split(key, 5)
@@ -103,6 +107,10 @@ def step(sim: Simulation, state: SimState, data: FederatedData) -> tuple[SimStat
 
     num_malicious = min(sim.num_malicious, ids.shape[0])  # ids ascend: malicious rows come first
     malicious = (ids < sim.num_malicious) & (weights > 0)
+    observed: Info = {}
+    if sim.observe is not None:
+        honest = Received(updates, weights, ids, state.params, server_key)
+        observed = sim.observe(honest, malicious)
     attack = state.attack
     if num_malicious:
         visible = (weights > 0) if sim.knowledge.others else malicious
@@ -134,7 +142,10 @@ def step(sim: Simulation, state: SimState, data: FederatedData) -> tuple[SimStat
 
     if clash := {*info} & {"train_loss", "malicious", "round"}:
         raise ValueError(f"the aggregator may not report the names {sorted(clash)}; rename them")
-    info = {"train_loss": weighted_mean(losses[:, None], weights)[0], "malicious": malicious} | info
+    if clash := {*observed} & {*info, "train_loss", "malicious", "round"}:
+        raise ValueError(f"observe may not report the names {sorted(clash)}; rename them")
+    own = {"train_loss": weighted_mean(losses[:, None], weights)[0], "malicious": malicious}
+    info = own | info | observed
     next_state = SimState(params, opt, aggregator, attack, clients, state.key, state.round + 1)
     return next_state, info
 
@@ -257,7 +268,7 @@ def run(
     Returns:
       The final state, and the history: ``round`` (E,), the number of rounds done at each evaluation,
       each of evaluate's results (E, ...), and for every round (rounds, ...): ``train_loss``,
-      ``malicious``, and what the aggregator reports.
+      ``malicious``, and what the aggregator and ``sim.observe`` report.
 
     Raises:
       ValueError: if arguments are out of range, contradict each other, or do not fit the checkpoint.

@@ -28,6 +28,7 @@ from fedjax_robust.attacks import (
     fang_trim_full,
     fang_trim_partial,
     gaussian,
+    in_rounds,
     label_flip,
     no_attack,
 )
@@ -200,9 +201,10 @@ def check_krum_full(
     threshold: float = 1e-5,
     deviation_goal: bool = False,
     epsilon: float = EPSILON,
+    before: ref.Aggregate | None = None,
 ) -> None:
     here = r.updates[r.present], r.malicious[r.present]
-    attack = ref.fang_krum_full_lambda(*here, f, threshold, deviation_goal)
+    attack = ref.fang_krum_full_lambda(*here, f, threshold, deviation_goal, before)
     check_around(rows, -attack.lam * attack.direction, r, epsilon)
 
 
@@ -229,11 +231,18 @@ def scores_are_clear(rows: np.ndarray, f: int, crafted: np.ndarray) -> bool:
     return abs(ours - theirs) > MARGIN * max(ours, theirs)
 
 
-def full_is_clear(r: Round, f: int | None = None, deviation_goal: bool = False) -> bool:
+def full_is_clear(
+    r: Round,
+    f: int | None = None,
+    deviation_goal: bool = False,
+    before: ref.Aggregate | None = None,
+) -> bool:
     x, malicious = r.updates[r.present], r.malicious[r.present]
     f = int(np.sum(malicious)) if f is None else f
     before = np.sort(ref.krum_scores(x, f))
-    attack = ref.fang_krum_full_lambda(x, malicious, f, deviation_goal=deviation_goal)
+    attack = ref.fang_krum_full_lambda(
+        x, malicious, f, deviation_goal=deviation_goal, before=before
+    )
     tried = attack.lam * 2.0 ** np.arange(attack.halvings + 1)
     return before[1] - before[0] > MARGIN * before[1] and all(
         scores_are_clear(ref.replace_rows(x, malicious, -lam * attack.direction), f, malicious)
@@ -353,6 +362,13 @@ VARIANTS = {
         with_(check_krum_full, epsilon=3.0, threshold=0.25),
         full_is_clear,
         2000,
+        MANY_OWN,
+    ),
+    "fang_krum_full before": Case(
+        fang_krum_full(before=mean()),
+        with_(check_krum_full, before=ref.mean),
+        with_(full_is_clear, before=ref.mean),
+        20,
         MANY_OWN,
     ),
     "fang_krum_full deviation": Case(
@@ -750,3 +766,42 @@ def test_label_flip(num_classes: int) -> None:
     np.testing.assert_array_equal(flipped["x"], batch["x"])
     np.testing.assert_array_equal(flipped["mask"], batch["mask"])
     np.testing.assert_array_equal(batch["y"], y)
+
+
+def counting_attack() -> Attack:
+    """Its k-th strike sends k + 1 everywhere."""
+
+    def craft(view: AttackerView, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.full_like(view.updates, state + 1), state + 1
+
+    return Attack(lambda params: jnp.int32(0), craft, needs=Knowledge(others=True))
+
+
+def test_in_rounds_strikes_in_poisoned_rounds_and_never_after_the_last() -> None:
+    r = make_round(0, MAIN)
+    schedules = jnp.array([[True, False, True], [False, False, False], [False, True, True]])
+
+    def play(poisoned: jax.Array) -> jax.Array:
+        attack = in_rounds(counting_attack(), poisoned)
+        state, sent = attack.init(jnp.asarray(r.params)), []
+        for _ in range(5):
+            rows, state = attack.craft(view(r), state)
+            sent.append(rows)
+        return jnp.stack(sent)
+
+    sent = np.asarray(jax.jit(jax.vmap(play))(schedules))
+    assert sent.shape == (3, 5, r.num_malicious, r.updates.shape[1])
+    honest = r.updates[: r.num_malicious]
+    for rows, strikes in zip(sent, ([1, 0, 2], [0, 0, 0], [0, 1, 2]), strict=True):
+        for k, strike in enumerate([*strikes, 0, 0]):  # rounds 3 and 4 are beyond the schedule
+            assert np.array_equal(rows[k], np.full_like(honest, strike) if strike else honest)
+
+
+def test_in_rounds_refuses_what_it_cannot_switch() -> None:
+    assert in_rounds(counting_attack(), jnp.ones(2, bool)).needs == Knowledge(others=True)
+    own = data_poisoning(Client(lambda p: (), lambda *_: None))
+    with pytest.raises(ValueError, match=r"clients train honestly.*client of its own"):
+        in_rounds(own, jnp.ones(2, bool))
+    for bad in (jnp.ones(2), jnp.ones((2, 2), bool), jnp.ones(0, bool)):
+        with pytest.raises(ValueError, match=r"poisoned \(R,\) of bool.*got shape"):
+            in_rounds(no_attack(), bad)

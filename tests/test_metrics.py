@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import reference as ref
 
-from fedjax_robust import metrics
-from fedjax_robust.types import Task
+from fedjax_robust import aggregators, metrics
+from fedjax_robust.types import Received, Task
 
 CLASSES, FEATURES, EXAMPLES = 4, 3, 23
 
@@ -192,3 +192,53 @@ def test_nothing_to_evaluate_is_an_error():
         metrics.test_error(task, empty)(jnp.zeros(3))
     with pytest.raises(ValueError, match="got 2 and 0"):
         metrics.test_error(task, some, chunk=0)(jnp.zeros(3))
+
+
+def received(updates: np.ndarray, weights: np.ndarray | None = None) -> Received:
+    n, d = updates.shape
+    weights = np.ones(n) if weights is None else weights
+    return Received(
+        jnp.asarray(updates, jnp.float32),
+        jnp.asarray(weights, jnp.float32),
+        jnp.arange(n),
+        jnp.zeros(d),
+        jax.random.key(0),
+    )
+
+
+@pytest.mark.parametrize("absent", [(), (0, 5)])
+def test_direction_agreement(absent: tuple[int, ...]) -> None:
+    n, d, c, f = 12, 40, 4, 3
+    updates = np.random.default_rng(0).normal(0.2, 1, size=(n, d)).astype(np.float32)
+    updates[:, ::5] = 0  # parameters that nothing moves
+    updates[:3, 1] = 1.0  # moved by attackers alone, which the rule trims
+    updates[3:, 1] = 0.0
+    present = ~np.isin(np.arange(n), absent)
+    malicious = (np.arange(n) < c) & present
+    observe = jax.jit(metrics.direction_agreement(aggregators.trimmed_mean(f)))
+    rates = observe(received(updates, present), malicious)
+    aggregate = ref.trimmed_mean(updates[present], f)
+    everything, moving = ref.direction_agreement(aggregate, updates[malicious])
+    assert 0.5 < moving < everything < 1
+    np.testing.assert_allclose(rates["direction_agreement"], everything, rtol=1e-6)
+    np.testing.assert_allclose(rates["direction_agreement_moving"], moving, rtol=1e-6)
+
+
+def test_direction_agreement_by_hand() -> None:
+    # The sums of the columns are 2, -2, 0, 3; the attacker's row has the signs +, +, 0, -.
+    updates = np.array([[1.0, 1.0, 0.0, -1.0], [1.0, -3.0, 0.0, 4.0]])
+    observe = metrics.direction_agreement(aggregators.mean())
+    rates = observe(received(updates), np.array([True, False]))
+    assert rates["direction_agreement"] == 1 / 2
+    np.testing.assert_allclose(rates["direction_agreement_moving"], 1 / 3, rtol=1e-6)
+
+
+def test_direction_agreement_without_attackers_or_movement() -> None:
+    observe = metrics.direction_agreement(aggregators.median())
+    nobody = observe(received(np.ones((3, 2))), np.zeros(3, bool))
+    assert all(math.isnan(rate) for rate in nobody.values())
+    still = observe(received(np.zeros((3, 2))), np.arange(3) < 1)
+    assert still["direction_agreement"] == 1 and math.isnan(still["direction_agreement_moving"])
+    gone = np.ones((3, 2))
+    gone[0, 1] = np.nan  # the only attacker's row, which the server drops
+    assert math.isnan(observe(received(gone), np.arange(3) < 1)["direction_agreement"])

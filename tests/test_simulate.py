@@ -893,3 +893,45 @@ def test_rows_that_the_server_drops_are_hidden_from_the_attacker():
     )
     _, history = simulate.run(sim, KEY, data, 1)
     np.testing.assert_allclose(history["updates"][0, 0], x[1] + x[3], **CLOSE)
+
+
+# --- Observing -----------------------------------------------------------------------------------
+
+
+def observed(**changes):
+    settings = {
+        "client": local_sgd(SQUARES, 0.3, 1),
+        "attack": attacks.gaussian(),
+        "knowledge": Knowledge(others=True),
+        "num_malicious": 2,
+        "clients_per_round": 4,
+    }
+    return simulate.run(simulation(**(settings | changes)), KEY, DATA, 3)
+
+
+def test_observing_changes_nothing_and_sees_the_updates_before_the_attack():
+    def observe(received, malicious):
+        return {"before": received.updates, "who": received.ids, "bad": malicious}
+
+    plain_state, plain = observed()
+    state, history = observed(observe=observe)
+    assert np.array_equal(state.params, plain_state.params)
+    for name in plain:
+        np.testing.assert_array_equal(history[name], plain[name])
+    assert {*history} - {*plain} == {"before", "who", "bad"}
+    bad = np.asarray(history["bad"])
+    assert 0 < bad.sum() < bad.size
+    np.testing.assert_array_equal(bad, history["malicious"])
+    np.testing.assert_array_equal(history["who"], history["ids"])
+    changed = np.any(history["before"] != history["updates"], axis=-1)
+    np.testing.assert_array_equal(
+        changed, bad
+    )  # what the server received differs in bad rows alone
+    _, honest = observed(observe=observe, attack=attacks.no_attack())
+    np.testing.assert_array_equal(history["before"][0], honest["updates"][0])
+
+
+@pytest.mark.parametrize("name", ["train_loss", "malicious", "round", "updates"])
+def test_what_is_observed_needs_a_name_of_its_own(name):
+    with pytest.raises(ValueError, match=f"observe may not report.*{name}.*rename"):
+        observed(observe=lambda received, malicious: {name: malicious})

@@ -1,6 +1,12 @@
 """Attacks. Each is made by a lower-case factory; poisons change batches, attacks craft updates."""
 
-from fedjax_robust.attacks.crafted import data_poisoning, gaussian, no_attack
+from fedjax_robust.attacks.back_gradient import (
+    back_gradient_points,
+    other_label,
+    reversed_gradient,
+    unrolled_gradient,
+)
+from fedjax_robust.attacks.crafted import data_poisoning, gaussian, in_rounds, no_attack
 from fedjax_robust.attacks.fang import (
     fang_krum_full,
     fang_krum_partial,
@@ -11,6 +17,7 @@ from fedjax_robust.attacks.fang import (
 from fedjax_robust.attacks.poison import label_flip
 
 __all__ = [
+    "back_gradient_points",
     "data_poisoning",
     "fang_krum_full",
     "fang_krum_partial",
@@ -18,6 +25,10 @@ __all__ = [
     "fang_trim_full",
     "fang_trim_partial",
     "gaussian",
+    "in_rounds",
     "label_flip",
     "no_attack",
+    "other_label",
+    "reversed_gradient",
+    "unrolled_gradient",
 ]

@@ -45,6 +45,7 @@ def fang_krum_full(
     epsilon: float | Array = 0.01,
     threshold: float | Array = 1e-5,
     direction: Direction = changing_direction,
+    before: Aggregator | None = None,
 ) -> Attack:
     """Krum attack with full knowledge (eq. 2).
 
@@ -59,15 +60,19 @@ def fang_krum_full(
       threshold: lambda at which the search ends, > 0.
       direction: before-attack change (d,) -> s (d,) of +-1; ``jnp.ones_like`` is the deviation goal
         (appendix B).
+      before: the rule whose aggregate of the before-attack updates is that change; None is Krum, as
+        section 3.1 defines s.
     """
 
     def craft(view: AttackerView, state: State) -> tuple[Array, State]:
         copies = jnp.sum(view.malicious)
         assumed = copies if f is None else f
-        before = krum_scores(
-            pairwise_squared_distances(view.updates, view.visible), view.visible, assumed
-        )
-        s = direction(view.updates[jnp.argmin(before)])
+        if before is None:
+            distances = pairwise_squared_distances(view.updates, view.visible)
+            change = view.updates[jnp.argmin(krum_scores(distances, view.visible, assumed))]
+        else:
+            change = before(view.updates, view.visible)
+        s = direction(change)
         search = _Search(view.updates, view.visible & ~view.malicious, s)
         lam, _ = search.largest(copies, assumed, threshold)
         return _surround(view, -lam * s, epsilon), state
