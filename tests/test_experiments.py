@@ -94,6 +94,9 @@ def test_table_2b_smoke_with_checkpoints(tmp_path):
     folder = smoke(tmp_path, table="2b", rules=("Trimmed mean",), attacks=("Full",), rounds=2)
     (row,) = report.read_rows(folder / "rows")
     assert row["model"] == "dnn"
+    about, rows = report.read_table(tmp_path / "3-smoke")  # Table 3: the best iterates of the runs
+    assert (about.value, about.paper) == ("best_error", {("Full", "Trimmed mean"): 0.18})
+    assert float(rows[0]["best_error"]) <= float(rows[0]["error"])
     assert not list((folder / "checkpoints").glob("*"))  # removed with the finished cell
 
 
