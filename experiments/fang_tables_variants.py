@@ -67,12 +67,13 @@ def redrawn(base: MakeRule) -> dict[str, MakeRule]:
     def make(defence: Any) -> MakeRule:
         def rule(malicious: int, task: fr.Task, validation: dict) -> fr.Aggregator:
             inner = base(malicious, task, validation)
+            pool = {name: jnp.asarray(values) for name, values in validation.items()}
 
             def aggregate(received: fr.Received, state: Any) -> Any:
                 key = jax.random.fold_in(received.key, 1)
-                few, all_of_them = fang_tables.VALIDATION_EXAMPLES, len(validation["y"])
+                few, all_of_them = fang_tables.VALIDATION_EXAMPLES, len(pool["y"])
                 rows = jax.random.choice(key, all_of_them, (few,), replace=False)
-                batch = {name: values[rows] for name, values in validation.items()}
+                batch = {name: values[rows] for name, values in pool.items()}
                 return defence(inner, task, batch, malicious).aggregate(received, state)
 
             return fr.Aggregator(inner.init, aggregate)

@@ -239,12 +239,12 @@ def full_is_clear(
 ) -> bool:
     x, malicious = r.updates[r.present], r.malicious[r.present]
     f = int(np.sum(malicious)) if f is None else f
-    before = np.sort(ref.krum_scores(x, f))
+    honest = np.sort(ref.krum_scores(x, f))
     attack = ref.fang_krum_full_lambda(
         x, malicious, f, deviation_goal=deviation_goal, before=before
     )
     tried = attack.lam * 2.0 ** np.arange(attack.halvings + 1)
-    return before[1] - before[0] > MARGIN * before[1] and all(
+    return honest[1] - honest[0] > MARGIN * honest[1] and all(
         scores_are_clear(ref.replace_rows(x, malicious, -lam * attack.direction), f, malicious)
         for lam in tried
     )
