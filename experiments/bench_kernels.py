@@ -1,6 +1,8 @@
 """Measure the package's kernels against what they replace.
 
 - ``sort_clients`` against ``jnp.sort`` and ``np.sort`` along the clients.
+- One round of FLTrust's adaptive attack, by its law, against the same with explicit directions, one
+  Gaussian vector per query; and the first-order attack.
 - The clients' gradients of the DNN of Fang et al. (2020), with the same weights for all clients (one
   local step) and with weights per client (all later steps), for several client chunks, against the
   same network of Flax's own convolution and pooling (few clients: it takes seconds).
@@ -32,7 +34,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from fedjax_robust import report
+import fedjax_robust as fr
+from fedjax_robust import aggregators, attacks, report
 from fedjax_robust.models import FangDNN, xavier
 from fedjax_robust.sorting import sort_clients
 from fedjax_robust.tasks import classification
@@ -42,11 +45,13 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    kernels: tuple[Literal["sort", "conv"], ...] = ("sort", "conv")
+    kernels: tuple[Literal["sort", "adaptive", "conv"], ...] = ("sort", "adaptive", "conv")
     clients: int = 100
     """n, the rows of the matrix and the clients whose gradients are computed."""
     parameters: tuple[int, ...] = (139_960, 1_000_000)
     """d, the columns of the matrices to sort."""
+    model_sizes: tuple[int, ...] = (7_850, 139_960)
+    """d, the parameters for the adaptive attack: logistic regression and FLTrust's CNN."""
     chunks: tuple[int, ...] = (1, 5, 10, 20, 50, 100)
     """Clients whose gradients are computed at a time."""
     baseline_clients: int = 4
@@ -143,6 +148,79 @@ def bench_sort(n: int, d: int, repeats: int) -> list[Row]:
     return rows
 
 
+def explicit_directions(
+    updates: jax.Array, e_0: jax.Array, start: jax.Array, key: jax.Array
+) -> jax.Array:
+    """Algorithm 3 as it is printed, O(V Q c d): unit updates (n, d), start (c, d) -> (c, d)."""
+    c, d = start.shape
+    trust = jax.nn.relu(updates @ e_0)
+    s = jnp.sign(trust @ updates)
+    pull, total = trust[c:] @ (updates[c:] @ s), jnp.sum(trust[c:])
+
+    def h(t: jax.Array, a: jax.Array) -> jax.Array:
+        scores = jax.nn.relu(t)
+        return -(pull + jnp.sum(scores * a)) / (total + jnp.sum(scores))
+
+    def query(carry: tuple, at: tuple[jax.Array, jax.Array]) -> tuple[tuple, None]:
+        rows, t, a = carry
+        key, i = at
+        u = jnp.sqrt(0.5) * jax.random.normal(key, (d,))
+        moved = h(t.at[i].add(0.005 * u @ e_0), a.at[i].add(0.005 * u @ s))
+        row = rows[i] + 0.01 * (moved - h(t, a)) / 0.005 * u
+        row /= jnp.linalg.norm(row)
+        return (rows.at[i].set(row), t.at[i].set(row @ e_0), a.at[i].set(row @ s)), None
+
+    which = jnp.tile(jnp.repeat(jnp.arange(c), 10), 10)
+    carry = (start, start @ e_0, start @ s)
+    return jax.lax.scan(query, carry, (jax.random.split(key, len(which)), which))[0][0]
+
+
+def bench_adaptive(n: int, d: int, repeats: int) -> list[Row]:
+    """One round with a fifth malicious, V = Q = 10."""
+    c = n // 5
+    rng = np.random.default_rng(0)
+    g_0 = jnp.asarray(rng.normal(size=d), jnp.float32)
+    updates = jnp.asarray(0.3 * g_0 + rng.normal(size=(n, d)), jnp.float32)
+    server = fr.Client(lambda p: (), lambda key, params, state, data: (g_0, state, {}))
+    root = {"x": np.zeros((1, 1)), "y": np.zeros(1, int)}
+    rule = aggregators.fltrust(server, root)
+    malicious = jnp.arange(n) < c
+
+    def craft(attack: fr.Attack) -> Callable[..., jax.Array]:
+        def one(updates: jax.Array) -> jax.Array:
+            present = jnp.ones(n, bool)
+            view = fr.AttackerView(
+                updates, present, ~malicious, malicious, c, g_0, jax.random.key(0), rule
+            )
+            return attack.craft(view, ())[0]
+
+        return one
+
+    def unit(x: jax.Array) -> jax.Array:
+        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+    def explicit(updates: jax.Array) -> jax.Array:
+        rows = unit(updates)
+        return explicit_directions(rows, unit(g_0), rows[:c], jax.random.key(0))
+
+    start = attacks.no_attack()
+    ways = {
+        "fltrust_adaptive": craft(attacks.fltrust_adaptive(server, root, start=start)),
+        "explicit directions": explicit,
+        "first_order, 30 steps": craft(attacks.first_order()),
+    }
+    runs, facts = {}, {}
+    for name, function in ways.items():
+        runs[name], facts[name] = compiled(function, updates)
+    times = measure(runs, min(repeats, 3) if d > 50_000 else repeats)
+    fastest = times["fltrust_adaptive"]["ms"]
+    return [
+        {"what": f"adaptive attack, {n} x {d}", "how": name, **row, **facts[name]}
+        | {"slower": row["ms"] / fastest}
+        for name, row in times.items()
+    ]
+
+
 def bench_conv(settings: Settings) -> list[Row]:
     """Gradients of ``clients`` clients, in chunks and by Flax's layers."""
     n, b = settings.clients, settings.batch_size
@@ -193,11 +271,15 @@ def main(settings: Settings) -> list[Row]:
     if "sort" in settings.kernels:
         for d in settings.parameters:
             rows += bench_sort(settings.clients, d, settings.repeats)
+    if "adaptive" in settings.kernels:
+        for d in settings.model_sizes:
+            rows += bench_adaptive(settings.clients, d, settings.repeats)
     if "conv" in settings.kernels:
         rows += bench_conv(settings)
     print(report.markdown_table(rows))
     print(
-        "\nslower: times the median of sort_clients, or of the best chunk. Memory beside arguments."
+        "\nslower: times the median of sort_clients, of fltrust_adaptive, or of the best chunk. "
+        "Memory beside arguments."
     )
     if settings.out is not None:
         settings.out.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ products, both batch well. ``experiments/bench_kernels.py`` measures them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import flax.linen as nn
@@ -26,7 +27,9 @@ class Conv(nn.Module):
         features: output channels, >= 1.
         kernel_size: (h, w), each >= 1.
         stride: step in both directions, >= 1.
-        padding: "VALID" (none) or "SAME" (H' = ceil(H / stride)).
+        padding: "VALID" (none), "SAME" (H' = ceil(H / stride), an odd pixel of padding at the end) or
+            the pixels on each side, >= 0, as MXNet and PyTorch have it: with an even H and a stride of
+            2, a 3x3 kernel starts at pixel -1 with padding=1 and at pixel 0 with "SAME".
         use_bias: whether to add a bias.
         kernel_init: initializer of the kernel.
 
@@ -38,7 +41,7 @@ class Conv(nn.Module):
     features: int
     kernel_size: tuple[int, int] = (3, 3)
     stride: int = 1
-    padding: Literal["VALID", "SAME"] = "VALID"
+    padding: Literal["VALID", "SAME"] | int = "VALID"
     use_bias: bool = True
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
@@ -46,9 +49,14 @@ class Conv(nn.Module):
     def __call__(self, x: Array) -> Array:
         """x (b, H, W, C) -> (b, H', W', features)."""
         h, w = self.kernel_size
-        if min(self.features, h, w, self.stride) < 1 or self.padding not in ("VALID", "SAME"):
+        known = (
+            self.padding >= 0
+            if isinstance(self.padding, int)
+            else self.padding in ("VALID", "SAME")
+        )
+        if min(self.features, h, w, self.stride) < 1 or not known:
             raise ValueError(
-                "Conv needs features, kernel_size and stride >= 1 and padding 'VALID' or 'SAME', "
+                "Conv needs features, kernel_size and stride >= 1 and padding 'VALID', 'SAME' or >= 0, "
                 f"got features={self.features}, kernel_size={self.kernel_size}, "
                 f"stride={self.stride}, padding={self.padding!r}"
             )
@@ -57,9 +65,11 @@ class Conv(nn.Module):
         if self.padding == "SAME":
             pads = lax.padtype_to_pads(x.shape[1:3], (h, w), (self.stride,) * 2, "SAME")
             x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+        elif isinstance(self.padding, int):
+            x = jnp.pad(x, ((0, 0), *[(self.padding,) * 2] * 2, (0, 0)))
         if x.shape[1] < h or x.shape[2] < w:
             raise ValueError(
-                f"Conv without padding needs an input of at least {h}x{w} pixels, got "
+                f"Conv needs an input of at least {h}x{w} pixels with its padding, got "
                 f"{x.shape[1]}x{x.shape[2]}: use padding='SAME' or a smaller kernel"
             )
         kernel = self.param("kernel", self.kernel_init, (h, w, x.shape[3], self.features))
@@ -119,3 +129,81 @@ def _windows(x: Array) -> Array:
     b, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
     return x.reshape(b, height // 2, 2, width // 2, 2, channels)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation by the statistics of the batch at hand, in training and in evaluation.
+
+    Each channel of (b, H, W, C) is normalised by its mean and variance (divisor b H W) over the batch,
+    then scaled and shifted: Ioffe and Szegedy, "Batch Normalization", ICML 2015, algorithm 1. The
+    parameters are ``scale`` and ``bias``, (C,) each, initially 1 and 0. Epsilon is MXNet's default.
+
+    Usual layers keep running averages of the statistics for the evaluation. They are no parameters:
+    nothing in a flat vector (d,) of a model would say what a client sends of them, or a rule makes of
+    them. The demos of FLTrust's and Fang et al.'s authors leave them out of the updates, too: all
+    clients compute their gradients on one network object, whose averages move with every client's
+    forward pass, the attackers' included, whatever the rule does with the attackers' updates. Training
+    does not see them there, and is the same here. The evaluation differs: here it takes the statistics
+    of the test examples that are evaluated together, 1,000 by default (``metrics.predict``). Hence
+
+    - a prediction depends on what else is in its chunk: evaluate large chunks of shuffled examples. One
+      example alone has no meaningful statistics. Triggered examples are evaluated among themselves;
+    - statistics are over all rows of a batch, masked ones, too. Where a client has fewer examples than
+      the batch size, the filled-up rows repeat its own first example (and the chunk of a test set that
+      the chunks do not divide has a few zero images in the end).
+
+    ``GroupNorm`` has neither problem.
+
+    Attributes:
+        epsilon: added to the variance, > 0.
+    """
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x (b, ..., C) -> the same shape."""
+        return _affine(self, _standardised(x, range(x.ndim - 1), self.epsilon))
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation: each example by itself, over its pixels and a group of channels.
+
+    Wu and He, "Group Normalization", ECCV 2018. Parameters as in ``BatchNorm``. A prediction depends
+    on one example and the parameters alone.
+
+    Attributes:
+        groups: they divide the channels evenly; 8 makes groups of 2, 4 and 8 channels of ``ResNet20``'s
+            16, 32 and 64.
+        epsilon: added to the variance, > 0.
+
+    Raises:
+        ValueError: the groups do not divide the channels.
+    """
+
+    groups: int = 8
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x (b, ..., C) -> the same shape."""
+        channels = x.shape[-1]
+        if self.groups < 1 or channels % self.groups:
+            raise ValueError(
+                f"GroupNorm needs groups >= 1 that divide the channels, got groups={self.groups}, "
+                f"channels={channels}"
+            )
+        grouped = x.reshape(*x.shape[:-1], self.groups, channels // self.groups)
+        axes = (*range(1, x.ndim - 1), x.ndim)
+        return _affine(self, _standardised(grouped, axes, self.epsilon).reshape(x.shape))
+
+
+def _standardised(x: Array, axes: Sequence[int], epsilon: float) -> Array:
+    axes = tuple(axes)
+    centred = x - jnp.mean(x, axes, keepdims=True)
+    return centred * lax.rsqrt(jnp.mean(jnp.square(centred), axes, keepdims=True) + epsilon)
+
+
+def _affine(module: nn.Module, x: Array) -> Array:
+    scale = module.param("scale", nn.initializers.ones, x.shape[-1:])
+    return x * scale + module.param("bias", nn.initializers.zeros, x.shape[-1:])

@@ -31,14 +31,17 @@ def classification(module: nn.Module, sample: Array) -> Task:
     Raises:
       ValueError: if the module keeps variables other than ``params``.
     """
-    variables = module.init(jax.random.key(0), sample)
+    variables = jax.eval_shape(module.init, jax.random.key(0), sample)
     others = sorted(set(variables) - {"params"})
     if others:
         raise ValueError(
             f"classification needs a module whose variables are all parameters, got also {others}; "
-            "replace batch normalisation by group normalisation (flax.linen.GroupNorm)"
+            "replace batch normalisation by fedjax_robust.nn.BatchNorm, which keeps no statistics, or "
+            "by GroupNorm"
         )
-    _, unravel = ravel_pytree(variables["params"])
+    _, unravel = ravel_pytree(
+        jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables["params"])
+    )
 
     def init(key: Key) -> Array:
         return ravel_pytree(module.init(key, sample)["params"])[0]

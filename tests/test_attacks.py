@@ -31,6 +31,7 @@ from fedjax_robust.attacks import (
     in_rounds,
     label_flip,
     no_attack,
+    scaling,
 )
 from fedjax_robust.types import Attack, AttackerView, Client, Knowledge
 
@@ -119,6 +120,11 @@ def send(attack: Attack, r: Round, draws: int = 1, seed: int = 0) -> np.ndarray:
 
 def check_nothing(rows: np.ndarray, r: Round) -> None:
     assert np.array_equal(rows, np.broadcast_to(r.own, rows.shape))
+
+
+def check_scaling(rows: np.ndarray, r: Round, scale: float) -> None:
+    sent = ref.scaling(r.updates, r.malicious, scale)[r.malicious]
+    np.testing.assert_allclose(rows, np.broadcast_to(sent, rows.shape), rtol=1e-6)
 
 
 def check_gaussian(rows: np.ndarray, r: Round) -> None:
@@ -317,6 +323,7 @@ ATTACKS = {
         data_poisoning(Client(lambda p: (), lambda *_: None)), check_nothing, draws=2
     ),
     "gaussian": Case(gaussian(), check_gaussian),
+    "scaling": Case(scaling(14.0), functools.partial(check_scaling, scale=14.0), draws=2),
     "fang_trim_full": Case(fang_trim_full(), check_trim_full, trim_is_clear),
     "fang_trim_deviation": Case(fang_trim_deviation(), check_trim_deviation, trim_is_clear),
     "fang_trim_partial": Case(fang_trim_partial(), check_trim_partial, shapes=TWO_OWN),

@@ -18,6 +18,11 @@ SETTINGS = [
     ((3, 3), 3, "SAME", (10, 7, 2)),
     ((1, 1), 2, "SAME", (5, 5, 4)),
     ((4, 4), 1, "VALID", (4, 4, 1)),
+    # As in ResNet20: at an even size and stride 2, not what SAME gives.
+    ((3, 3), 1, 1, (8, 8, 3)),
+    ((3, 3), 2, 1, (8, 8, 3)),
+    ((1, 1), 2, 0, (8, 8, 3)),
+    ((3, 2), 2, 2, (5, 6, 2)),
 ]
 
 
@@ -72,6 +77,16 @@ def test_conv_forward_mode():
     close(tangent(ours), tangent(theirs))
 
 
+def test_where_the_windows_start():
+    """Rows of the pixels 1, 2, 3, 4; sums of three in a row, with a stride of 2: by hand."""
+    x = jnp.tile(jnp.arange(1.0, 5.0), (4, 1)).reshape(1, 4, 4, 1)
+    kernel = jnp.zeros((3, 3, 1, 1)).at[1].set(1)
+    for padding, expected in (("SAME", [6, 7]), (1, [3, 9]), (0, [6]), ("VALID", [6])):
+        conv = Conv(1, (3, 3), stride=2, padding=padding, use_bias=False)
+        y = conv.apply({"params": {"kernel": kernel}}, x)
+        np.testing.assert_array_equal(y[0, 0, :, 0], expected)
+
+
 def test_conv_without_bias():
     ours, theirs = pair((3, 3), 1, "SAME", use_bias=False)
     x = normal(0, (2, 6, 6, 3))
@@ -87,8 +102,10 @@ def test_conv_without_bias():
         (Conv(2, (0, 3)), (1, 5, 5, 1), r"kernel_size=\(0, 3\)"),
         (Conv(2, stride=0), (1, 5, 5, 1), "stride=0"),
         (Conv(2, padding="FULL"), (1, 5, 5, 1), "'FULL'"),
+        (Conv(2, padding=-1), (1, 5, 5, 1), "padding=-1"),
+        (Conv(2, (5, 5), padding=1), (1, 2, 4, 1), "at least 5x5 pixels .* got 4x6"),
         (Conv(2), (5, 5, 1), "reshape"),
-        (Conv(2), (1, 2, 5, 1), "at least 3x3 pixels, got 2x5"),
+        (Conv(2), (1, 2, 5, 1), "at least 3x3 pixels .* got 2x5"),
     ],
 )
 def test_conv_bad_input(module, shape, message):

@@ -401,6 +401,84 @@ def test_by_user_by_hand():
         pt.by_user(users[:5], pool)
 
 
+# root_set
+
+
+@pytest.mark.parametrize(
+    ("labels", "p", "quota"),
+    [
+        (10, None, 10 * [10]),
+        (10, 0.1, 10 * [10]),
+        # 60 / 9 = 6 + 6/9: the carried ninths are 6, 12, 9, 6, 12, 9, 6, 12, 9.
+        (10, 0.4, [6, 40, 7, 7, 6, 7, 7, 6, 7, 7]),
+        # 20 / 9 = 2 + 2/9: the carried ninths are 2, 4, 6, 8, 10, 3, 5, 7, 9.
+        (10, 0.8, [2, 80, 2, 2, 2, 3, 2, 2, 2, 3]),
+        (10, 0.0, [11, 0, 11, 11, 11, 11, 11, 11, 11, 12]),
+        (10, 1.0, [0, 100, 0, 0, 0, 0, 0, 0, 0, 0]),
+        (10, 0.29, [7, 29, 8, 8, 8, 8, 8, 8, 8, 8]),  # the product is 28.999... in floats
+        # 84 / 5 = 16 + 4/5: the carried fifths are 4, 8, 7, 6, 5.
+        (6, None, [16, 16, 17, 17, 17, 17]),
+        # 88 / 7 = 12 + 4/7: the carried sevenths are 4, 8, 5, 9, 6, 10, 7.
+        (8, None, [12, 12, 13, 12, 13, 12, 13, 13]),
+        (2, 0.7, [30, 70]),
+    ],
+)
+def test_root_set_quotas_by_hand(labels, p, quota):
+    pool = make_pool(2_000, labels)
+    root, rest = pt.root_set(KEY, pool, p=p)
+    assert sum(quota) == 100
+    np.testing.assert_array_equal(np.bincount(root["y"], minlength=labels), quota)
+    assert root["x"].shape == (100, 1)
+    assert rest["x"].shape == (1_900, 1)
+
+
+def test_root_set_and_rest_are_the_pool():
+    pool = make_pool(700, 5)
+    root, rest = pt.root_set(KEY, pool, size=41, p=0.5, biased_class=3)
+    assert np.bincount(root["y"]).tolist() == [5, 5, 5, 20, 6]  # 21 / 4 = 5 + 1/4
+    for part in (root, rest):  # x is the row of the pool
+        np.testing.assert_array_equal(part["y"], pool["y"][np.asarray(part["x"][:, 0], int)])
+        assert isinstance(part["x"], jax.Array)
+    both = np.concatenate([root["x"], rest["x"]])[:, 0]
+    np.testing.assert_array_equal(np.sort(both), np.arange(700))
+    last, _ = pt.root_set(KEY, pool, size=41, p=0.5, biased_class=4)
+    assert np.bincount(last["y"]).tolist() == [5, 5, 5, 6, 20]
+
+
+def test_root_set_is_random_in_its_key():
+    pool = {"y": np.arange(40) % 2, "x": np.arange(40)}
+    keys = jax.random.split(KEY, 300)
+    draw = jax.jit(jax.vmap(lambda key: pt.root_set(key, pool, size=10, p=0.8, num_classes=2)))
+    root, rest = draw(keys)
+    assert rest["x"].shape == (300, 30)
+    one, _ = pt.root_set(keys[3], pool, size=10, p=0.8)
+    np.testing.assert_array_equal(one["x"], root["x"][3])
+    # Each odd row is drawn with probability 8/20, each even one with 2/20.
+    counts = np.bincount(np.asarray(root["x"]).ravel(), minlength=40)
+    assert np.abs(counts[1::2] - 120).max() < 4.5 * np.sqrt(300 * 0.4 * 0.6)
+    assert np.abs(counts[::2] - 30).max() < 4.5 * np.sqrt(300 * 0.1 * 0.9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 0}, "size=0, E=200"),
+        ({"size": 200}, "size=200, E=200"),
+        ({"p": 1.1}, r"0 <= p <= 1 \(None is 1/num_classes\), got p=1.1"),
+        ({"p": -0.1}, "got p=-0.1"),
+        ({"p": float("nan")}, "got p=nan"),
+        ({"biased_class": 4}, "num_classes=4, biased_class=4"),
+        ({"biased_class": -1}, "num_classes=4, biased_class=-1"),
+        ({"num_classes": 3}, "from 0 to 3 with num_classes=3"),
+        ({"p": 0.9}, "90  3  4.* take a smaller size or another p"),
+        ({"num_classes": 5}, "20 20 20 20.* take a smaller size or another p"),
+    ],
+)
+def test_root_set_rejects(options, message):
+    with pytest.raises(ValueError, match=message):
+        pt.root_set(KEY, make_pool(200, 4), **options)
+
+
 # helpers
 
 

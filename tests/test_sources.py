@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_robust.data import sources
+from fedjax_robust.data import by_user, sources
 from fedjax_robust.data.sources import load, prepare
 
 CIFAR_LABELS = ["airplane", "automobile", "bird", "cat", "deer"]
@@ -331,7 +331,7 @@ def test_two_processes_build_the_cache_at_once(tmp_path):
         import sys, time
         from pathlib import Path
         import numpy as np
-        from fedjax_robust.data import sources
+        from fedjax_robust.data import by_user, sources
         folder, me, other = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
         def decode():
             (folder / me).touch()
@@ -463,7 +463,174 @@ def test_ch_mnist_missing(tmp_path, cache):
         load("ch_mnist", tmp_path)
 
 
-# The real images, where they are to be had
+# HAR, in the published layout and as npz
+
+HAR_COUNTS = {1: 9, 4: 4, 30: 2}  # examples of a user; 75 %, rounded up: 7, 3, 2
+
+
+@pytest.fixture
+def activities():
+    """15 examples of users 1, 4, 30; the first feature numbers them. Users 1 and 30 are published as
+    training, user 4 as test users."""
+    generator = np.random.default_rng(0)
+    x = generator.uniform(-1, 1, (15, 561)).round(3)
+    x[:, 0] = np.arange(15) / 100
+    user = np.array([30, 1, 1, 1, 1, 30, 1, 1, 1, 1, 1, 4, 4, 4, 4])
+    return x, 1 + np.arange(15) % 6, user, user == 4
+
+
+def write_har(folder, activities):
+    x, y, user, test = activities
+    for part, rows in (("train", ~test), ("test", test)):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        lines = ["".join(f"{v: .7e} " for v in row) for row in x[rows]]  # two blanks in between
+        (folder / part / f"X_{part}.txt").write_text("\n".join(lines) + "\n")
+        for name, column in (("y", y), ("subject", user)):
+            text = "".join(f"{value}\n" for value in column[rows])
+            (folder / part / f"{name}_{part}.txt").write_text(text)
+
+
+def save_har(path, activities, **changes):
+    x, y, user, test = activities
+    columns = {"x": x, "y": y - 1, "subject": user} | changes
+    np.savez(
+        path,
+        **{f"{name}_train": column[~test] for name, column in columns.items()},
+        **{f"{name}_test": column[test] for name, column in columns.items()},
+    )
+
+
+@pytest.mark.parametrize("layout", ["folder", "har/folder", "npz"])
+def test_har(layout, tmp_path, cache, activities):
+    if layout == "npz":
+        save_har(tmp_path / "uci_har.npz", activities)
+    else:
+        write_har(tmp_path / layout.replace("folder", "UCI HAR Dataset"), activities)
+        (tmp_path / "uci_har.npz").write_bytes(b"the archive comes first")
+    data = load("har", tmp_path)
+    assert_arrays(data, (561,))
+    assert data.num_classes == 6
+    assert data.class_names[1] == "walking upstairs"
+    assert data.class_names[5] == "laying"
+    assert data.note == (
+        "3 of the 30 users: 15 of 10,299 examples; random split 12/3 inside each user"
+    )
+    x, y, user, _ = activities
+    number = np.rint(raw_rows(data)[:, 0] * 100).astype(int)
+    assert sorted(number) == list(range(15))
+    np.testing.assert_allclose(raw_rows(data), x[number], rtol=1e-6)
+    both = {k: np.concatenate([data.train[k], data.test[k]]) for k in ("y", "user")}
+    np.testing.assert_array_equal(both["y"], y[number] - 1)
+    np.testing.assert_array_equal(both["user"], np.searchsorted([1, 4, 30], user[number]))
+    assert both["user"].dtype == np.int32
+    np.testing.assert_array_equal(np.bincount(data.train["user"]), [7, 3, 2])
+    np.testing.assert_array_equal(np.bincount(data.test["user"]), [2, 1])
+    # One client per user.
+    clients = by_user(data.train["user"], data.train)
+    np.testing.assert_array_equal(clients.count, [7, 3, 2])
+    # The key draws the split, and nothing else.
+    again, other = (load("har", tmp_path, jax.random.key(k)) for k in (0, 5))
+    np.testing.assert_array_equal(again.train["x"], data.train["x"])
+    assert not np.array_equal(other.train["x"], data.train["x"])
+    np.testing.assert_array_equal(np.bincount(other.train["user"]), [7, 3, 2])
+    assert len(list(cache.glob("*"))) == (0 if layout == "npz" else 1)
+
+
+def test_har_split_is_uniform(tmp_path, cache, activities):
+    """User 4's only test example is each of the four equally often."""
+    save_har(tmp_path / "uci_har.npz", activities)
+    held_out = np.zeros(15)
+    draws = 200
+    for seed in range(draws):
+        test = load("har", tmp_path, jax.random.key(seed)).test["x"]
+        held_out[np.rint(test[:, 0] * 100).astype(int)] += 1
+    error = 5 * np.sqrt(draws * 0.25 * 0.75)
+    np.testing.assert_allclose(held_out[11:], draws / 4, atol=error)
+    np.testing.assert_allclose(held_out[[1, 2, 3, 4, 6, 7, 8, 9, 10]], draws * 2 / 9, atol=error)
+    assert held_out[0] == held_out[5] == 0
+
+
+def test_har_of_all_users_needs_no_note_of_them(tmp_path, cache):
+    """30 users with the published number of examples; the examples themselves do not matter."""
+    rows = 10_299
+    user = 1 + np.arange(rows) % 30  # 9 users own 344 and 21 own 343 examples: 258 each to train
+    save_har(
+        tmp_path / "uci_har.npz",
+        (np.zeros((rows, 561), np.float32), 1 + np.arange(rows) % 6, user, user < 10),
+    )
+    data = load("har", tmp_path)
+    assert data.note == "random split 7740/2559 inside each user"
+    np.testing.assert_array_equal(np.bincount(data.train["user"]), 30 * [258])
+
+
+@pytest.mark.parametrize("file", ["X_train", "y_test", "subject_train"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text[: len(text) // 2].rsplit("\n", 1)[0] + "\n",
+        lambda text: text[:-1] + " 1\n",
+        lambda text: text.replace(text.split()[0], "7.5", 1),
+        lambda text: text.replace(text.split()[0], "nan", 1),
+        lambda text: text.replace(text.split()[0], "99", 1),
+    ],
+    ids=["empty", "truncated", "one column more", "7.5", "nan", "99"],
+)
+def test_damaged_har_is_refused(file, damage, tmp_path, cache, activities):
+    folder = tmp_path / "UCI HAR Dataset"
+    write_har(folder, activities)
+    path = folder / file.split("_")[1] / f"{file}.txt"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(ValueError, match=r"again") as error:
+        load("har", tmp_path)
+    assert str(folder) in str(error.value)
+
+
+def test_incomplete_har_is_refused(tmp_path, cache, activities):
+    folder = tmp_path / "UCI HAR Dataset"
+    write_har(folder, activities)
+    (folder / "test" / "X_test.txt").unlink()
+    with pytest.raises(ValueError, match=r"lacks test.X_test\.txt; unpack"):
+        load("har", tmp_path)
+
+
+def test_damaged_har_npz_is_refused(tmp_path, cache, activities):
+    path = tmp_path / "uci_har.npz"
+    x, y, user, _ = activities
+    for changes in (
+        {"x": x[:, :-1]},
+        {"x": x + 1},
+        {"x": np.where(x == 0, np.nan, x)},
+        {"y": y},
+        {"y": y - 2},
+        {"subject": user - 1},
+        {"subject": user + 1},
+    ):
+        save_har(path, activities, **changes)
+        with pytest.raises(ValueError, match="561 features"):
+            load("har", tmp_path)
+    np.savez(path, x_train=x)
+    with pytest.raises(ValueError, match="is damaged"):
+        load("har", tmp_path)
+    path.write_bytes(b"no zip file")
+    with pytest.raises(ValueError, match="is damaged"):
+        load("har", tmp_path)
+
+
+def test_har_missing(tmp_path, cache):
+    with pytest.raises(FileNotFoundError) as error:
+        load("har", tmp_path)
+    for part in (
+        "'UCI HAR Dataset'",
+        "uci_har.npz",
+        str(tmp_path / "har"),
+        "https://archive.ics.uci.edu/dataset/240",
+        str(tmp_path / "UCI HAR Dataset" / "train" / "X_train.txt"),
+    ):
+        assert part in str(error.value)
+
+
+# The real data, where they are to be had
 
 
 def real(name):
@@ -506,3 +673,37 @@ def test_real_cifar10():
     assert data.class_names == tuple(CIFAR_LABELS)
     size = len(data.test["y"])
     assert data.note == ("" if size == 10_000 else f"first {size:,} test images (of 10,000)")
+
+
+def test_real_har():
+    """Sizes of the users, labels and split by hand, from the published counts of examples."""
+    data = real("har")
+    assert_arrays(data, (561,))
+    sizes = np.array(  # of users 1, 2, ..., 30
+        [
+            *(347, 302, 341, 317, 302, 325, 308, 281, 288, 294),
+            *(316, 320, 327, 323, 328, 366, 368, 364, 360, 354),
+            *(408, 321, 372, 381, 409, 392, 376, 382, 344, 383),
+        ]
+    )
+    if "21 of the 30" in data.note:
+        sizes = np.delete(sizes, np.array([2, 4, 9, 10, 12, 13, 18, 20, 24]) - 1)
+    train = -(-3 * sizes // 4)
+    np.testing.assert_array_equal(np.bincount(data.train["user"]), train)
+    np.testing.assert_array_equal(np.bincount(data.test["user"]), sizes - train)
+    y = np.concatenate([data.train["y"], data.test["y"]])
+    if len(sizes) == 21:
+        np.testing.assert_array_equal(np.bincount(y), [1226, 1073, 986, 1286, 1374, 1407])
+        assert data.note == (
+            "21 of the 30 users: 7,352 of 10,299 examples; random split 5519/1833 inside each user"
+        )
+    else:
+        np.testing.assert_array_equal(np.bincount(y), [1722, 1544, 1406, 1777, 1906, 1944])
+        assert data.note == "random split 7732/2567 inside each user"
+    x = raw_rows(data)
+    assert x.min() == -1
+    assert x.max() == 1
+    # Activities differ: the nearest class mean is right most of the time.
+    means = np.stack([data.train["x"][data.train["y"] == label].mean(axis=0) for label in range(6)])
+    distance = ((data.test["x"][:, None] - means) ** 2).sum(axis=2)
+    assert np.mean(distance.argmin(axis=1) != data.test["y"]) < 0.3

@@ -2,16 +2,34 @@
 
 from fedjax_robust.aggregators.basic import mean, median, trimmed_mean
 from fedjax_robust.aggregators.krum import bulyan, krum, multi_krum
+from fedjax_robust.aggregators.trust import (
+    fltrust,
+    fltrust_no_norm,
+    fltrust_no_relu,
+    fltrust_par_norm,
+    fltrust_server,
+    fltrust_with_server,
+    server_update,
+    trusted_mean,
+)
 from fedjax_robust.aggregators.validation import err, lfr, union
 
 __all__ = [
     "bulyan",
     "err",
+    "fltrust",
+    "fltrust_no_norm",
+    "fltrust_no_relu",
+    "fltrust_par_norm",
+    "fltrust_server",
+    "fltrust_with_server",
     "krum",
     "lfr",
     "mean",
     "median",
     "multi_krum",
+    "server_update",
     "trimmed_mean",
+    "trusted_mean",
     "union",
 ]

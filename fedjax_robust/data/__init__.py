@@ -9,6 +9,7 @@ from fedjax_robust.data.partition import (
     iid,
     k_labels,
     label_histogram,
+    root_set,
     stack,
 )
 from fedjax_robust.data.sources import NAMES, Dataset, load, prepare, synthetic
@@ -26,6 +27,7 @@ __all__ = [
     "label_histogram",
     "load",
     "prepare",
+    "root_set",
     "stack",
     "synthetic",
 ]

@@ -1,7 +1,8 @@
 """Who owns which training example: functions from a pool of examples to ``FederatedData``.
 
 Each function is pure in its key. Clients come in random order, because the simulation takes clients
-0 .. num_malicious - 1 as the malicious ones. Every example is owned by exactly one client.
+0 .. num_malicious - 1 as the malicious ones. Every example is owned by exactly one client; examples
+that the server keeps for itself are set apart before, by ``root_set``.
 
 ``examples`` is a dict of arrays with the examples along the leading axis, as in ``Dataset.train``;
 the functions that look at labels need ``y`` (E,), integers in [0, num_classes). The pool becomes
@@ -417,6 +418,78 @@ def by_user(
     if key is not None:
         owner = np.asarray(jax.random.permutation(key, len(distinct)))[owner]
     return from_owner(examples, owner, len(distinct), capacity)
+
+
+def root_set(
+    key: Key,
+    examples: Mapping[str, ArrayLike],
+    size: int = 100,
+    p: float | None = None,
+    biased_class: int = 1,
+    num_classes: int | None = None,
+) -> tuple[Batch, Batch]:
+    """Examples for the server, drawn from the pool by fixed numbers per label, and the other examples.
+
+    ``biased_class`` gets floor(size * p) examples, and the other labels share the rest equally: in the
+    order of the labels, each takes the whole part of its share and of the fractions carried from those
+    before it. With p = 1/L the root set mirrors a balanced pool; any other p is a bias. Which examples
+    are drawn is random.
+
+    Cao, Fang, Liu and Gong, FLTrust, NDSS 2021, its root data set; the numbers, and that no client owns
+    a root example, follow the authors' code. For root examples that clients own too, partition the
+    pool instead of the rest.
+
+    Args:
+      key: JAX key.
+      examples: the pool, E examples.
+      size: examples drawn, 1 <= size < E.
+      p: share of ``biased_class`` in [0, 1]; default 1/L.
+      biased_class: a label.
+      num_classes: L, at least 2; default the largest label plus one.
+
+    Returns:
+      The root set (``size`` examples) and the rest (E - size), both in the order of the pool.
+
+    Raises:
+      ValueError: an argument out of range, a label with fewer examples than it must give (not noticed
+        under tracing: other labels fill in), or labels out of range.
+    """
+    pool = _pool(examples, 1)
+    y, num_classes = _labels(pool, num_classes)
+    if not 1 <= size < _size(pool):
+        raise ValueError(
+            f"root_set needs 1 <= size < E, so that clients have something left, got size={size}, "
+            f"E={_size(pool)}"
+        )
+    if num_classes < 2 or not 0 <= biased_class < num_classes:
+        raise ValueError(
+            "root_set needs num_classes >= 2 and biased_class in [0, num_classes), got "
+            f"num_classes={num_classes}, biased_class={biased_class}"
+        )
+    if p is not None and not 0 <= p <= 1:
+        raise ValueError(f"root_set needs 0 <= p <= 1 (None is 1/num_classes), got p={p}")
+    own = size // num_classes if p is None else int(size * p + 1e-9)  # 100 * 0.29 < 29 in floats
+    others = np.diff((size - own) * np.arange(num_classes) // (num_classes - 1))
+    quota = np.insert(others, biased_class, own)
+    root, rest, class_count = _root_rows(key, y, jnp.asarray(quota, jnp.int32), size, num_classes)
+    if _concrete(class_count) and bool((class_count < quota).any()):
+        raise ValueError(
+            f"root_set needs {quota} examples of the labels, got {np.asarray(class_count)}; take a "
+            "smaller size or another p"
+        )
+    return (
+        {name: values[root] for name, values in pool.items()},
+        {name: values[rest] for name, values in pool.items()},
+    )
+
+
+@partial(jax.jit, static_argnames=("size", "num_classes"))
+def _root_rows(
+    key: Key, y: Array, quota: Array, size: int, num_classes: int
+) -> tuple[Array, Array, Array]:
+    rank, class_count = _rank_in_class(key, y, num_classes)
+    order = jnp.argsort(rank >= quota[y], stable=True)
+    return order[:size], order[size:], class_count
 
 
 def stack(parts: Sequence[FederatedData]) -> FederatedData:

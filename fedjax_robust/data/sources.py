@@ -11,6 +11,8 @@ name               from                                                 train / 
 ``cifar10``        TFDS, prepared as array_record                       50000 / 10000 (32, 32, 3)
 ``ch_mnist``       Kaggle's ``hmnist_64_64_L.csv`` or the folder of     4000 / 1000   (64, 64, 1)
                    tiles ``Kather_texture_2016_image_tiles_5000``
+``har``            the folder ``UCI HAR Dataset`` (30 users), or        7732 / 2567   (561,)
+                   ``uci_har.npz`` with some of its users
 =================  ===================================================  ============  ==============
 
 Data are looked for in ``data_dir``, else in the folder that the environment variable
@@ -50,6 +52,7 @@ NAMES = (
     "fashion_mnist",
     "cifar10",
     "ch_mnist",
+    "har",
 )
 """The names that ``load`` knows."""
 
@@ -64,6 +67,18 @@ _CH_MNIST_TILES = "Kather_texture_2016_image_tiles_5000"
 _CH_MNIST_IMAGES = 5_000
 _KAGGLE = "https://www.kaggle.com/datasets/kmader/colorectal-histology-mnist"
 _ZENODO = "https://zenodo.org/records/53169"
+_ACTIVITIES = (
+    "walking",
+    "walking upstairs",
+    "walking downstairs",
+    "sitting",
+    "standing",
+    "laying",
+)
+_HAR_FOLDER = "UCI HAR Dataset"
+_HAR_NPZ = "uci_har.npz"
+_HAR_USERS, _HAR_EXAMPLES, _HAR_FEATURES = 30, 10_299, 561
+_UCI = "https://archive.ics.uci.edu/dataset/240"
 
 
 class Dataset(NamedTuple):
@@ -71,7 +86,7 @@ class Dataset(NamedTuple):
 
     train: Arrays
     """``x`` (E, ...) float32, ``y`` (E,) int32 in [0, num_classes); images are (E, H, W, C) in
-    [0, 1]."""
+    [0, 1]. Where examples come from users, ``user`` (E,) int32 from 0 on, for ``by_user``."""
     test: Arrays
     """Like ``train``."""
     num_classes: int
@@ -90,12 +105,13 @@ def load(
       name: see the table on top of this module.
       data_dir: folder to look in; default ``FEDJAX_ROBUST_DATA``, else TFDS's own folder.
       key: JAX key, default ``jax.random.key(0)``. It draws the split of the data sets that have no
-        published one (``breast_cancer``, ``digits``, ``ch_mnist``: 80 % train, rounded down) and
-        the whole of ``synthetic``; the others do not depend on it.
+        published one (``breast_cancer``, ``digits``, ``ch_mnist``: 80 % train, rounded down; each
+        user of ``har``: 75 % train, rounded up) and the whole of ``synthetic``; the others do not
+        depend on it.
 
     Features of ``breast_cancer`` are standardised with the mean and the standard deviation of its
-    training part; images are divided by their largest value (255, ``digits`` 16) and not
-    normalised.
+    training part, those of ``har`` are as published, in [-1, 1]; images are divided by their largest
+    value (255, ``digits`` 16) and not normalised.
 
     Raises:
       ValueError: unknown name, or a file that is not in the published layout.
@@ -114,6 +130,8 @@ def load(
             return _tfds(name, data_dir)
         case "ch_mnist":
             return _ch_mnist(key, data_dir)
+        case "har":
+            return _har(key, data_dir)
     raise ValueError(f"load: there is no data set {name!r}; known names are {', '.join(NAMES)}")
 
 
@@ -405,6 +423,111 @@ def _read_ch_mnist_tiles(files: list[Path]) -> Arrays:
         images.append(np.asarray(gray, np.uint8)[..., None])
     labels = [int(path.parent.name[:2]) - 1 for path in files]
     return {"x": np.stack(images), "y": np.asarray(labels, np.uint8)}
+
+
+# HAR
+
+
+def _har(key: Key, data_dir: str | os.PathLike[str] | None) -> Dataset:
+    """Human activity recognition with smartphones (Anguita et al., ESANN 2013), 561 features.
+
+    The published split holds out nine users. FLTrust (Cao et al., NDSS 2021) makes each of the 30 users
+    a client instead and takes 75 % of each one's examples for training; the test sets are pooled.
+    """
+    root = _data_dir(data_dir)
+    places = (root, root / "har")
+    folder = next((p for d in places if (p := d / _HAR_FOLDER).is_dir()), None)
+    npz = next((p for d in places if (p := d / _HAR_NPZ).is_file()), None)
+    if folder:
+        files = {
+            f"{kind}_{part}": folder / part / f"{kind}_{part}.txt"
+            for part in ("train", "test")
+            for kind in ("X", "y", "subject")
+        }
+        if missing := [str(p.relative_to(folder)) for p in files.values() if not p.is_file()]:
+            raise ValueError(f"{folder} lacks {', '.join(missing)}; unpack the archive again")
+        arrays = cached("har", list(files.values()), lambda: _read_har_folder(files))
+    elif npz:
+        arrays = _read_har_npz(npz)
+    else:
+        raise FileNotFoundError(
+            f"load('har'): neither the folder {_HAR_FOLDER!r} nor {_HAR_NPZ} is in "
+            f"{' or '.join(str(d) for d in places)}. Point data_dir or FEDJAX_ROBUST_DATA at the folder "
+            f"that holds one of them, or fetch the archive from {_UCI} and unpack it (the zip inside "
+            f"it, too) in {root}, so that {root / _HAR_FOLDER / 'train' / 'X_train.txt'} is there"
+        )
+    names, user = np.unique(arrays["user"], return_inverse=True)
+    train = _split_inside_users(key, user)
+    examples = {"x": arrays["x"], "y": arrays["y"], "user": user.astype(np.int32)}
+    examples_train, examples_test = (
+        {name: values[rows] for name, values in examples.items()} for rows in (train, ~train)
+    )
+    note = f"random split {train.sum()}/{(~train).sum()} inside each user"
+    if len(names) != _HAR_USERS or len(user) != _HAR_EXAMPLES:
+        note = (
+            f"{len(names)} of the {_HAR_USERS} users: {len(user):,} of {_HAR_EXAMPLES:,} examples; "
+            + note
+        )
+    return Dataset(examples_train, examples_test, 6, "har", note, _ACTIVITIES)
+
+
+def _split_inside_users(key: Key, user: np.ndarray) -> np.ndarray:
+    """(E,) bool: a random 75 % of each user's examples, rounded up. Users are 0, 1, ..."""
+    order = np.lexsort((np.asarray(jax.random.uniform(key, user.shape)), user))
+    count = np.bincount(user)
+    rank = np.arange(len(user)) - np.repeat(np.cumsum(count) - count, count)
+    train = np.zeros(len(user), bool)
+    train[order] = rank < np.repeat(-(-3 * count // 4), count)
+    return train
+
+
+def _read_har_folder(files: dict[str, Path]) -> Arrays:
+    """Lines of 561 features, labels 1 .. 6 and users 1 .. 30, in two parts that are joined."""
+
+    def read(name: str) -> np.ndarray:
+        features = name.startswith("X")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # numpy's of an empty file
+                table = np.loadtxt(files[name], np.float32 if features else np.int32, ndmin=2)
+            if table.shape[1] != (_HAR_FEATURES if features else 1):
+                raise ValueError(f"it has {table.shape[1]} columns")
+        except ValueError as error:
+            raise ValueError(f"{files[name]} is damaged ({error}); unpack it again") from error
+        return table
+
+    x, y, user = (
+        np.concatenate([read(f"{kind}_{part}") for part in ("train", "test")])
+        for kind in ("X", "y", "subject")
+    )
+    return _checked_har(files["X_train"].parent.parent, x, y.ravel() - 1, user.ravel())
+
+
+def _read_har_npz(path: Path) -> Arrays:
+    """``x_train``, ``y_train`` (0 .. 5), ``subject_train``, and the same for the test part."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            x, y, user = (
+                np.concatenate([file[f"{kind}_train"], file[f"{kind}_test"]])
+                for kind in ("x", "y", "subject")
+            )
+    except Exception as error:
+        raise ValueError(f"{path} is damaged ({error}); fetch it again") from error
+    return _checked_har(path, x.astype(np.float32), y, user)
+
+
+def _checked_har(path: Path, x: np.ndarray, y: np.ndarray, user: np.ndarray) -> Arrays:
+    if (
+        not (len(x) and x.shape == (len(x), _HAR_FEATURES) and y.shape == user.shape == (len(x),))
+        or not (np.abs(x) <= 1).all()  # nor NaN
+        or not ((y >= 0) & (y < len(_ACTIVITIES)) & (user >= 1) & (user <= _HAR_USERS)).all()
+    ):
+        raise ValueError(
+            f"{path} must hold {_HAR_FEATURES} features in [-1, 1], an activity and a user (1 .. "
+            f"{_HAR_USERS}) for each example, got shapes {x.shape}, {y.shape}, {user.shape}; it is "
+            "damaged, fetch it again"
+        )
+    return {"x": x, "y": y.astype(np.int32), "user": user.astype(np.int32)}
 
 
 # Folders and the cache

@@ -126,7 +126,8 @@ def comparison_table(
 
     Returns:
       A heading that names metric, unit and number of seeds; the table, with "–" for what there is
-      not and bold where a mean is out of tolerance; the share of cells within it.
+      not and bold where a mean is out of tolerance; the share of cells within it. Columns without a
+      number of the paper have ours alone.
 
     Raises:
       ValueError: see ``summarize``.
@@ -140,21 +141,27 @@ def comparison_table(
     def is_close(cell: Cell) -> bool:
         return is_within(distance[cell], tolerance)
 
+    printed = {column for _, column in paper}  # a column without a printed number has ours alone
+
     def show(cell: Cell) -> list[str]:
-        theirs = f"{paper[cell]:.2f}" if cell in paper else "–"
-        if cell not in ours:
-            return [theirs, "–"]
-        text = show_summary(ours[cell])
-        return [theirs, f"**{text}**" if cell in paper and not is_close(cell) else text]
+        text = show_summary(ours[cell]) if cell in ours else "–"
+        if cell in distance and not is_close(cell):
+            text = f"**{text}**"
+        if cell[1] not in printed:
+            return [text]
+        return [f"{paper[cell]:.2f}" if cell in paper else "–", text]
 
     heading = (
-        f"{metric[0].upper()}{metric[1:]}, fraction (0 to 1): paper | ours, "
+        f"{metric[0].upper()}{metric[1:]}, fraction (0 to 1): {'paper | ours, ' if paper else ''}"
         f"mean ± sample standard deviation over {count_seeds(ours)}."
     )
+    names = [[f"{head}: paper", "ours"] if head in printed else [head] for head in heads]
     table = _markdown(
-        [index, *(text for head in heads for text in (f"{head}: paper", "ours"))],
+        [index, *(text for pair in names for text in pair)],
         [[line, *(text for head in heads for text in show((line, head)))] for line in lines],
     )
+    if not paper:
+        return f"{heading}\n\n{table}\n"
     close = sum(map(is_close, distance))
     footer = f"{close} of {len(distance)} cells are within {tolerance:g} of the paper"
     if distance:
