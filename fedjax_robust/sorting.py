@@ -61,8 +61,23 @@ def _ranks(x: Array, low: int, high: int) -> Array:
     return lax.platform_dependent(
         x,
         # One matrix after the other under vmap: their tiles together would not fit the cache.
-        cpu=sequential_vmap(lambda x: _sort_by_network(x, low, high)),
+        cpu=sequential_vmap(lambda x: _sort_by_network((x,), low, high)[0]),
         default=lambda x: jnp.sort(x, axis=0)[low:high],
+    )
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _order(x: Array, low: int, high: int) -> Array:
+    """``jnp.argsort(x, axis=0, stable=True)[low:high]``."""
+
+    def by_network(x: Array) -> Array:
+        rows = jnp.broadcast_to(jnp.arange(x.shape[0], dtype=jnp.int32)[:, None], x.shape)
+        return _sort_by_network((x, rows), low, high)[1]
+
+    return lax.platform_dependent(
+        x,
+        cpu=sequential_vmap(by_network),
+        default=lambda x: jnp.argsort(x, axis=0, stable=True)[low:high].astype(jnp.int32),
     )
 
 
@@ -71,42 +86,55 @@ def _sort_jvp(
     low: int, high: int, primals: tuple[Array], tangents: tuple[Array]
 ) -> tuple[Array, Array]:
     (x,), (t,) = primals, tangents
-    order = jnp.argsort(x, axis=0)[low:high]
+    order = _order(x, low, high)
     return jnp.take_along_axis(x, order, axis=0), jnp.take_along_axis(t, order, axis=0)
 
 
-def _sort_by_network(x: Array, low: int, high: int) -> Array:
-    n, d = x.shape
+Columns = tuple[Array, ...]
+"""One or two (n, d): values to sort by, and what travels with them and decides between equal values."""
+
+
+def _sort_by_network(x: Columns, low: int, high: int) -> Columns:
+    n, d = x[0].shape
     if d == 0:
-        return x[low:high]
+        return tuple(a[low:high] for a in x)
     partner, lower = _tables(n, low, high)
     # Two copies of a tile of columns stay in the second-level cache. A whole number of vectors: an odd
     # width (327 for n = 100) took 2.5 times as long.
-    tile = min(d, max(64, 2**15 // n // 64 * 64))
+    tile = min(d, max(64, 2**15 // n // len(x) // 64 * 64))
 
-    def sort_tile(k: Array, out: Array) -> Array:
+    def sort_tile(k: Array, out: Columns) -> Columns:
         # If the tile does not divide d, the last one overlaps its neighbour.
         start = jnp.minimum(k * tile, d - tile)
-        columns = lax.dynamic_slice_in_dim(x, start, tile, axis=1)
-        ranks = _apply_network(columns, partner, lower)[low:high]
-        return lax.dynamic_update_slice_in_dim(out, ranks, start, axis=1)
+        columns = tuple(lax.dynamic_slice_in_dim(a, start, tile, axis=1) for a in x)
+        ranks = _apply_network(columns, partner, lower)
+        return tuple(
+            lax.dynamic_update_slice_in_dim(o, r[low:high], start, axis=1)
+            for o, r in zip(out, ranks, strict=True)
+        )
 
-    return lax.fori_loop(0, -(-d // tile), sort_tile, jnp.zeros_like(x[low:high]))
+    out = tuple(jnp.zeros_like(a[low:high]) for a in x)
+    return lax.fori_loop(0, -(-d // tile), sort_tile, out)
 
 
-def _apply_network(x: Array, partner: np.ndarray, lower: np.ndarray) -> Array:
+def _apply_network(x: Columns, partner: np.ndarray, lower: np.ndarray) -> Columns:
     """x (n, tile) through the comparators that partner and lower, both (pairs, 2, n), describe."""
-    n = x.shape[0]
+    n = x[0].shape[0]
 
-    def layer(x: Array, y: Array, partner: Array, lower: Array) -> Array:
-        own, other = x[:n], x[partner]
-        # A row without a comparator is its own partner.
-        compared = jnp.where((own < other) == lower[:, None], own, other)
-        return lax.dynamic_update_slice_in_dim(y, compared, 0, axis=0)
+    def layer(x: Columns, y: Columns, partner: Array, lower: Array) -> Columns:
+        own, other = [a[:n] for a in x], [a[partner] for a in x]
+        less = own[0] < other[0]
+        if len(x) == 2:
+            less |= (own[0] == other[0]) & (own[1] < other[1])
+        keep = less == lower[:, None]  # a row without a comparator is its own partner
+        return tuple(
+            lax.dynamic_update_slice_in_dim(c, jnp.where(keep, a, b), 0, axis=0)
+            for a, b, c in zip(own, other, y, strict=True)
+        )
 
     def two_layers(
-        buffers: tuple[Array, Array], tables: tuple[Array, Array]
-    ) -> tuple[tuple[Array, Array], None]:
+        buffers: tuple[Columns, Columns], tables: tuple[Array, Array]
+    ) -> tuple[tuple[Columns, Columns], None]:
         (x, y), (partner, lower) = buffers, tables
         y = layer(x, y, partner[0], lower[0])
         x = layer(y, x, partner[1], lower[1])
@@ -114,10 +142,10 @@ def _apply_network(x: Array, partner: np.ndarray, lower: np.ndarray) -> Array:
 
     # Two buffers that overwrite each other in turn need no copies. The spare row makes the update
     # partial: XLA would see through a full one and fuse the two layers, doing the first one twice.
-    x = jnp.pad(x, ((0, 1), (0, 0)))
+    x = tuple(jnp.pad(a, ((0, 1), (0, 0))) for a in x)
     tables = jnp.asarray(partner), jnp.asarray(lower)
-    (x, _), _ = lax.scan(two_layers, (x, jnp.zeros_like(x)), tables)
-    return x[:n]
+    (x, _), _ = lax.scan(two_layers, (x, tuple(map(jnp.zeros_like, x))), tables)
+    return tuple(a[:n] for a in x)
 
 
 def _tables(n: int, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
