@@ -81,6 +81,10 @@ VARIANTS = {
         Variant("epsilon 0", krum({"epsilon": 0.0}, {"epsilon": 0.0})),
         Variant("epsilon, threshold in gradient units", krum(GRADIENT_UNITS, GRADIENT_UNITS)),
         Variant("threshold 1e-4", krum({"threshold": 1e-4}, {"threshold": 1e-4})),
+        Variant(
+            "s of the mean of all updates",
+            {("Krum", "Full"): (attacks.fang_krum_full(before=fr.aggregators.mean()), FULL)},
+        ),
         Variant("compromised: groups 0 and 1", AS_PRINTED, change_partition=first_groups_first),
     ],
     "2e": [

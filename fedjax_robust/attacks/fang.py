@@ -61,7 +61,8 @@ def fang_krum_full(
       direction: before-attack change (d,) -> s (d,) of +-1; ``jnp.ones_like`` is the deviation goal
         (appendix B).
       before: the rule whose aggregate of the before-attack updates is that change; None is Krum, as
-        section 3.1 defines s.
+        section 3.1 defines s. ``aggregators.mean()`` comes closest to the printed errors of Krum and
+        Bulyan (experiments/README.md, Tables 2a and 7b).
     """
 
     def craft(view: AttackerView, state: State) -> tuple[Array, State]:
