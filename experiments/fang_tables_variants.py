@@ -10,6 +10,7 @@ The setting is that of Table 2a. Finished lines are kept, and a killed run goes 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -47,18 +48,21 @@ def last_rows_first(key: jax.Array, n: int) -> jax.Array:
     return -jnp.arange(n)
 
 
-def without_malicious(base: MakeRule) -> dict[str, MakeRule]:
-    """The defences, whose rule takes the rest for honest: f = beta = 0 after the removal."""
+def with_f_afterwards(f: int) -> Callable[[MakeRule], dict[str, MakeRule]]:
+    """The defences, whose rule has another f or beta after the removal."""
 
-    def make(defence: Any) -> MakeRule:
-        def rule(malicious: int, task: fr.Task, validation: dict) -> fr.Aggregator:
-            inner = base(malicious, task, validation)
-            rest = base(0, task, validation)
-            return defence(inner, task, validation, malicious, rest=rest)
+    def defences(base: MakeRule) -> dict[str, MakeRule]:
+        def make(defence: Any) -> MakeRule:
+            def rule(malicious: int, task: fr.Task, validation: dict) -> fr.Aggregator:
+                inner = base(malicious, task, validation)
+                rest = base(f, task, validation)
+                return defence(inner, task, validation, malicious, rest=rest)
 
-        return rule
+            return rule
 
-    return {name: make(defence) for name, defence in fang_tables.DEFENCES.items()}
+        return {name: make(defence) for name, defence in fang_tables.DEFENCES.items()}
+
+    return defences
 
 
 def redrawn(base: MakeRule) -> dict[str, MakeRule]:
@@ -173,7 +177,10 @@ LAST_TIES = plain(fang_tables.krum, ties=last_rows_first)
 VARIANTS: dict[str, dict[str, Variant]] = {
     "6": {
         "as in Table 6": Variant(with_others(as_printed)),
-        "f = beta = 0 after the removal": Variant(with_others(without_malicious)),
+        "f = beta = 0 after the removal": Variant(with_others(with_f_afterwards(0))),
+        "f = 16 after the removal": Variant(
+            defended_columns(with_f_afterwards(16)(fang_tables.krum))
+        ),
         "ties: first rows removed first": Variant(defended_columns(FIRST_TIES)),
         "ties: last rows removed first": Variant(defended_columns(LAST_TIES)),
         "validation redrawn each round": Variant(with_others(redrawn), 10_000),

@@ -273,6 +273,20 @@ def test_comparison_table_of_unequal_runs():
     assert "2 of 3 cells are within 0.5 of the paper" in table
 
 
+def test_comparison_table_without_printed_numbers():
+    """Columns without one have ours alone, and without any there is nothing to be within."""
+    partly = report.comparison_table(ROWS, {("none", "krum"): 0.1})
+    assert cells_of(partly)[0] == ["attack", "krum: paper", "ours", "median"]
+    assert cells_of(partly)[2] == ["full", "–", "0.400 ± 0.141", "–"]
+    table = report.comparison_table(ROWS, {})
+    assert cells_of(table) == [
+        ["attack", "krum", "median"],
+        ["none", "0.130 ± 0.014", "0.200 ± 0.000"],
+        ["full", "0.400 ± 0.141", "–"],
+    ]
+    assert "paper" not in table and "within" not in table
+
+
 def test_comparison_table_before_the_first_run():
     table = report.comparison_table([], PAPER)
     assert "over 0 seeds" in table
