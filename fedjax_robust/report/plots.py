@@ -210,7 +210,8 @@ def plot_comparison(
         axes.set_xlabel(f"{metric} (fraction)")
         axes.margins(x=0.08)
     panels[0].set_xlim(left=0)  # shared by all; earlier it would stop the automatic scaling
-    note = f"grey: paper ± {tolerance:g}; bar: ± sample standard deviation over seeds"
+    band = f"grey: paper ± {tolerance:g}; " if paper else ""
+    note = f"{band}bar: ± sample standard deviation over seeds"
     _legend(figure, panels, ["paper", "ours"], note)
     _save(figure, path)
 
