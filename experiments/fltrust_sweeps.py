@@ -115,6 +115,8 @@ class Args:
     """Rules to run; default FLTrust, for malicious also FedAvg, for clients all five."""
     attacks: tuple[str, ...] = ("None", "LF", "Trim", "Scaling", "Adaptive")
     """Attacks to run."""
+    client_chunk: int | None = None
+    """Train so many clients at a time; default all, on a CPU 1 for networks."""
     data_dir: Path | None = None
     """Folder of the data sets; default FEDJAX_ROBUST_DATA, else where TFDS keeps its own."""
     out: Path = Path("results/fltrust")
@@ -136,6 +138,7 @@ def main(args: Args) -> None:
     clients = inputs.users or setting.clients
     server = server_step(setting, None)
     usual = Case(setting, "", "", clients, round(MALICIOUS_SHARE * clients), server)
+    usual = usual._replace(client_chunk=args.client_chunk)
     values = args.points or (sweep.smoke if args.smoke else sweep.values)
     cases = [
         sweep.at(usual._replace(rule=rule, attack=attack), value)
