@@ -752,6 +752,7 @@ def test_knowledge_that_attacks_need() -> None:
         "fang_trim_partial": (False, False),
         "fang_krum_full": (True, False),
         "fang_krum_partial": (False, False),
+        "scaling": (False, False),
     }
     # The direction of a rule of its own choice, the attacker can work out itself.
     assert VARIANTS["fang_trim_full before"].attack.needs == Knowledge(others=True)
