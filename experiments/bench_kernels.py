@@ -145,6 +145,18 @@ def bench_sort(n: int, d: int, repeats: int) -> list[Row]:
             rows.append(
                 {"what": f"{what}, {shape}", "how": name, **times[name], **extra, "slower": ratio}
             )
+
+    def slope(sort: Callable[[jax.Array], jax.Array]) -> tuple[Callable, Row]:
+        return compiled(jax.grad(lambda x: jnp.sum(jnp.sin(sort(x)))), on_device)
+
+    low, high = n // 5, n - n // 5
+    network, facts = slope(lambda x: sort_clients(x, low, high))
+    xla, xla_facts = slope(lambda x: jnp.sort(x, axis=0)[low:high])
+    times = measure({"sort_clients": network, "jnp.sort": xla}, min(repeats, 3))
+    for name, extra in [("sort_clients", facts), ("jnp.sort", xla_facts)]:
+        ratio = times[name]["ms"] / times["sort_clients"]["ms"]
+        what = f"gradient by the trimmed mean's ranks, {n} x {d}"
+        rows.append({"what": what, "how": name, **times[name], **extra, "slower": ratio})
     return rows
 
 

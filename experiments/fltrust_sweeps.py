@@ -25,6 +25,7 @@ from typing import Literal, NamedTuple
 
 import tyro
 from common import use_compilation_cache
+from fang_figures import whole
 from fang_table2 import command_line
 from fltrust_table import (
     ATTACKS,
@@ -61,7 +62,7 @@ def with_share(case: Case, value: float) -> Case:
 
 
 def with_clients(case: Case, value: float) -> Case:
-    return case._replace(clients=int(value), malicious=round(MALICIOUS_SHARE * value))
+    return case._replace(clients=whole(value), malicious=round(MALICIOUS_SHARE * value))
 
 
 SWEEPS = {
@@ -70,7 +71,7 @@ SWEEPS = {
         "root examples",
         (50, 100, 200, 300, 400, 500),
         (20, 50),
-        lambda case, x: case._replace(root_size=int(x)),
+        lambda case, x: case._replace(root_size=whole(x)),
         ("FLTrust",),
     ),
     "root-bias": Sweep(

@@ -122,6 +122,26 @@ def safe_norm(x: Array, axis: int = -1) -> Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
 
 
+def direction_and_length(x: Array) -> tuple[Array, Array]:
+    """Unit vectors and Euclidean lengths: (..., d) -> (..., d), (...). Zero, with gradient 0, for zero.
+
+    Rows are divided by their largest entry first, so that squares neither overflow nor underflow. The
+    divisor cancels in the results, so that it has no gradient.
+    """
+    divisor = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=-1, keepdims=True)
+    zero = divisor < smallest_divisor(x.dtype)
+    divisor = jnp.minimum(divisor, 1 / jnp.finfo(x.dtype).tiny)  # its reciprocal must not vanish
+    divisor = jnp.where(zero, 1, divisor)
+    scaled = jnp.where(zero, 0, x / divisor)
+    length = jnp.sqrt(jnp.where(zero, 1, jnp.sum(jnp.square(scaled), axis=-1, keepdims=True)))
+    return scaled / length, jnp.where(zero, 0, divisor * length)[..., 0]
+
+
+def smallest_divisor(dtype: jnp.dtype) -> float:
+    """What counts as zero in a divisor: 1e-31 in float32, whose reciprocal leaves room for 1e7."""
+    return float(jnp.finfo(dtype).tiny / jnp.finfo(dtype).eps)
+
+
 def changing_direction(update: Array) -> Array:
     """Fang et al. 2020, section 3.1: s_j = 1 where the parameter increases, else -1. (d,) -> (d,)."""
     return jnp.where(update > 0, 1.0, -1.0).astype(update.dtype)

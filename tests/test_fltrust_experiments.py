@@ -121,11 +121,14 @@ def test_simulations_are_what_the_names_say():
     [
         (fltrust_table.Args(setting="har", rules=("Mean",)), "no rule"),
         (fltrust_table.Args(setting="har", attacks=("LFA",)), "no attack"),
+        (fltrust_table.Args(setting="har", clients=20), "21 users"),
+        (fltrust_sweeps.Args(setting="har", sweep="root-size", points=(50.5,)), "whole numbers"),
     ],
 )
-def test_unknown_names(args, text):
+def test_bad_arguments(args, text):
+    main = fltrust_table.main if isinstance(args, fltrust_table.Args) else fltrust_sweeps.main
     with pytest.raises(ValueError, match=text):
-        fltrust_table.main(args)
+        main(args)
 
 
 @needs_har

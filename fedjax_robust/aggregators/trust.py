@@ -40,7 +40,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_robust.robust_stats import drop_non_finite
+from fedjax_robust.robust_stats import (
+    direction_and_length,
+    drop_non_finite,
+    smallest_divisor,
+)
 from fedjax_robust.types import (
     Aggregator,
     Array,
@@ -199,26 +203,6 @@ def server_update(
     return update
 
 
-def direction_and_length(x: Array) -> tuple[Array, Array]:
-    """Unit vectors and Euclidean lengths: (..., d) -> (..., d), (...). Zero, with gradient 0, for zero.
-
-    Rows are divided by their largest entry first, so that squares neither overflow nor underflow. The
-    divisor cancels in the results, so that it has no gradient.
-    """
-    divisor = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=-1, keepdims=True)
-    zero = divisor < _least(x)
-    divisor = jnp.minimum(divisor, 1 / jnp.finfo(x.dtype).tiny)  # its reciprocal must not vanish
-    divisor = jnp.where(zero, 1, divisor)
-    scaled = jnp.where(zero, 0, x / divisor)
-    length = jnp.sqrt(jnp.where(zero, 1, jnp.sum(jnp.square(scaled), axis=-1, keepdims=True)))
-    return scaled / length, jnp.where(zero, 0, divisor * length)[..., 0]
-
-
-def _least(x: Array) -> float:
-    """What counts as zero: 1e-31 in float32. Its reciprocal leaves room for factors of 1e7."""
-    return float(jnp.finfo(x.dtype).tiny / jnp.finfo(x.dtype).eps)
-
-
 def _compare(updates: Array, present: Array, g_0: Array) -> tuple[Array, Array, Array]:
     """Unit rows (n, d), their cosines to g_0 (n,), and |g_0|. Absent rows are zero."""
     units, _ = direction_and_length(jnp.where(present[:, None], updates, 0))
@@ -229,7 +213,7 @@ def _compare(updates: Array, present: Array, g_0: Array) -> tuple[Array, Array, 
 def _average(rows: Array, scores: Array) -> Array:
     """Sum of scores * rows / sum of scores: (n, d), (n,) -> (d,); zero if the scores sum to 0."""
     total = jnp.sum(scores)
-    zero = jnp.abs(total) < _least(total)
+    zero = jnp.abs(total) < smallest_divisor(total.dtype)
     shares = jnp.where(zero, 0, scores / jnp.where(zero, 1, total))
     return jnp.dot(shares, rows, precision="highest")
 

@@ -25,9 +25,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_robust.aggregators.trust import direction_and_length, server_update, trusted_mean
+from fedjax_robust.aggregators.trust import server_update, trusted_mean
 from fedjax_robust.attacks.fang import fang_trim_full
-from fedjax_robust.robust_stats import changing_direction, safe_norm
+from fedjax_robust.robust_stats import changing_direction, direction_and_length, safe_norm
 from fedjax_robust.types import (
     Array,
     Attack,

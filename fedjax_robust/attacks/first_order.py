@@ -12,7 +12,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fedjax_robust.robust_stats import changing_direction, safe_norm
+from fedjax_robust.robust_stats import changing_direction, direction_and_length
 from fedjax_robust.types import Array, Attack, AttackerView, Knowledge, State, is_number
 
 
@@ -49,7 +49,7 @@ def first_order(
         rows = view.updates[:c]
         if start is not None:
             rows = start.craft(view, ())[0][:c].astype(rows.dtype)
-        lengths = safe_norm(rows)[:, None]
+        lengths = direction_and_length(rows)[1][:, None]
 
         def gain(rows: Array) -> Array:
             after = rule(jnp.concatenate([rows, view.updates[c:]]))
@@ -62,8 +62,8 @@ def first_order(
             best = jnp.where(better, rows, best)
             slope = jnp.nan_to_num(slope, posinf=0.0, neginf=0.0)
             size = lengths * step_size * (1 - i / steps)
-            rows = rows + size * slope / _positive(safe_norm(slope)[:, None])
-            rows = lengths * rows / _positive(safe_norm(rows)[:, None])
+            rows = rows + size * direction_and_length(slope)[0]
+            rows = lengths * direction_and_length(rows)[0]
             return (rows, best, jnp.where(better, value, best_gain)), None
 
         carry = (rows, rows, jnp.full((), -jnp.inf, rows.dtype))
@@ -71,7 +71,3 @@ def first_order(
         return jnp.where(gain(rows) > best_gain, rows, best), state
 
     return Attack(craft=craft, needs=Knowledge(others=True, rule=True))
-
-
-def _positive(norm: Array) -> Array:
-    return jnp.where(norm > 0, norm, 1)
