@@ -11,13 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
 from fedjax_robust import checkpoint as checkpoints
+from fedjax_robust import sharding
 from fedjax_robust.robust_stats import weighted_mean
 from fedjax_robust.types import (
     Array,
     AttackerView,
+    Batch,
     Client,
     ClientData,
     Evaluate,
@@ -86,8 +89,16 @@ def check(sim: Simulation, data: FederatedData) -> None:
             )
 
 
-def step(sim: Simulation, state: SimState, data: FederatedData) -> tuple[SimState, Info]:
+def step(
+    sim: Simulation, state: SimState, data: FederatedData, mesh: Mesh | None = None
+) -> tuple[SimState, Info]:
     """One round.
+
+    Args:
+      sim: the simulation.
+      state: the state before it.
+      data: what the N clients own.
+      mesh: devices to share the work (see ``run``); its axes are of type Auto.
 
     Returns:
       The next state, and what happened: ``train_loss`` () of the first local step averaged over the
@@ -103,7 +114,8 @@ def step(sim: Simulation, state: SimState, data: FederatedData) -> tuple[SimStat
     ids = _participants(select_key, data.index.shape[0], sim.clients_per_round)
     count = data.count[ids]
     weights = sim.weights(count)
-    updates, clients, losses = _train(sim, train_key, ids, state, data)
+    updates, clients, losses = _train(sim, train_key, ids, state, data, mesh)
+    updates = sharding.by_parameters(mesh, updates)
 
     num_malicious = min(sim.num_malicious, ids.shape[0])  # ids ascend: malicious rows come first
     malicious = (ids < sim.num_malicious) & (weights > 0)
@@ -163,16 +175,21 @@ def _stack_states(client: Client, params: Array, number: int) -> State:
 
 
 def _train(
-    sim: Simulation, key: Key, ids: Array, state: SimState, data: FederatedData
+    sim: Simulation,
+    key: Key,
+    ids: Array,
+    state: SimState,
+    data: FederatedData,
+    mesh: Mesh | None,
 ) -> tuple[Array, State, Array]:
     """All clients of the round -> updates (n, d), states of all N clients, losses (n,)."""
     honest, malicious = state.clients
     if sim.attack.client is None or sim.num_malicious == 0:
         updates, honest, losses = _train_group(
-            sim, sim.client, key, ids, honest, state.params, data
+            sim, sim.client, key, ids, honest, state.params, data, mesh
         )
         return updates, (honest, malicious), losses
-    train = functools.partial(_train_group, sim, params=state.params, data=data)
+    train = functools.partial(_train_group, sim, params=state.params, data=data, mesh=mesh)
     first = min(sim.num_malicious, ids.shape[0])
     everyone = ids.shape[0] == data.index.shape[0]
     # With everyone taking part, which rows are malicious is known now; else the first rows may be.
@@ -197,24 +214,30 @@ def _train_group(
     states: State,
     params: Array,
     data: FederatedData,
+    mesh: Mesh | None,
 ) -> tuple[Array, State, Array]:
     """Clients ``ids`` -> updates, states with theirs renewed, losses. Ids without a state (an honest
     client in a malicious group) train, and their state is dropped."""
 
-    def one(args: tuple[Array, State, Array, Array]) -> tuple[Array, State, Array]:
-        client_id, own, index, count = args
-        client_data = ClientData(data.examples, index, count)
-        update, own, info = client.update(
-            jax.random.fold_in(key, client_id), params, own, client_data
-        )
-        return update, own, info.get("train_loss", jnp.float32(jnp.nan))
+    def train(shared: tuple[Key, Array, Batch], clients: Any) -> tuple[Array, State, Array]:
+        key, params, examples = shared
+
+        def one(args: tuple[Array, State, Array, Array]) -> tuple[Array, State, Array]:
+            client_id, own, index, count = args
+            client_data = ClientData(examples, index, count)
+            update, own, info = client.update(
+                jax.random.fold_in(key, client_id), params, own, client_data
+            )
+            return update, own, info.get("train_loss", jnp.float32(jnp.nan))
+
+        if sim.client_chunk is None or sim.client_chunk >= clients[0].shape[0]:
+            return jax.vmap(one)(clients)
+        return jax.lax.map(one, clients, batch_size=sim.client_chunk)
 
     own = jax.tree.map(lambda s: s.at[ids].get(mode="clip"), states)
-    args = (ids, own, data.index[ids], data.count[ids])
-    if sim.client_chunk is None or sim.client_chunk >= ids.shape[0]:
-        updates, own, losses = jax.vmap(one)(args)
-    else:
-        updates, own, losses = jax.lax.map(one, args, batch_size=sim.client_chunk)
+    updates, own, losses = sharding.map_clients(
+        mesh, train, (key, params, data.examples), (ids, own, data.index[ids], data.count[ids])
+    )
     states = jax.tree.map(lambda s, new: s.at[ids].set(new, mode="drop"), states, own)
     return updates, states, losses
 
@@ -241,6 +264,7 @@ def run(
     progress: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[SimState, History]:
     """Train for ``rounds`` rounds.
 
@@ -264,6 +288,12 @@ def run(
         again with the same arguments ends bit-identical to an uninterrupted one.
       checkpoint_every: rounds between checkpoints, >= 1, rounded up to whole evaluations; default about
         a twentieth of the run.
+      mesh: devices to share the work, such as ``jax.make_mesh((8,), ("clients",))``: clients are split
+        over them for training, parameters for attacks and rules (see ``sharding``). Results equal those
+        of one device up to the order of float32 sums. With several processes (``jax.distributed``) all
+        call ``run`` with equal arguments; the first one shows progress and writes the checkpoint, which
+        all must be able to read, and which other numbers of devices can resume, too. Clients' own
+        states in the result then stay split over the processes.
 
     Returns:
       The final state, and the history: ``round`` (E,), the number of rounds done at each evaluation,
@@ -284,9 +314,9 @@ def run(
     traced = any(
         isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, data, params, evaluate))
     )
-    if traced and (checkpoint is not None or progress):
+    if traced and (checkpoint is not None or progress or mesh is not None):
         raise ValueError(
-            "run cannot show progress or write checkpoints inside vmap or jit; "
+            "run cannot show progress, write checkpoints, or use a mesh inside vmap or jit; "
             "for several seeds pass a vector of keys instead"
         )
     if checkpoint is None and checkpoint_every is not None:
@@ -294,43 +324,52 @@ def run(
     if checkpoint_every is not None and checkpoint_every < 1:
         raise ValueError(f"run needs checkpoint_every >= 1, got {checkpoint_every}")
     check(sim, data)
+    mesh = sharding.automatic(mesh)
     evaluate = _evaluate_nothing if evaluate is None else evaluate
     if not isinstance(evaluate, jax.tree_util.Partial):
         evaluate = jax.tree_util.Partial(evaluate)
 
-    state = _init(sim, axes, key, data, params)
+    program = ""
+    if checkpoint is not None:  # the program of one device: any number of them can resume it
+        jaxpr = jax.make_jaxpr(
+            lambda key, data, params, evaluate: _block(
+                sim, axes, None, 1, every, evaluate, _init(sim, axes, None, key, data, params), data
+            )
+        )(key, data, params, evaluate)
+        program = checkpoints.fingerprint(jaxpr, (key, data, params, evaluate))
+    key, data, params, evaluate = sharding.to_devices(mesh, (key, data, params, evaluate))
+    state = _init(sim, axes, mesh, key, data, params)
     block_rounds = rounds if not (progress or checkpoint) else checkpoint_every or -(-rounds // 20)
     blocks = _blocks(rounds, every, block_rounds)
     parts: list[History] = []
     done = 0
-    program = ""
-    if checkpoint is not None:
-        jaxpr = jax.make_jaxpr(
-            lambda key, data, params, evaluate, state: (
-                _init(sim, axes, key, data, params),
-                _block(sim, axes, 1, every, evaluate, state, data),
+    if checkpoint is not None and sharding.agreed(
+        mesh, os.path.exists(checkpoint), f"the checkpoint {os.fspath(checkpoint)}"
+    ):
+        saved, restored, done = checkpoints.restore(checkpoint, state, program)
+        state = sharding.like(mesh, state, saved)
+        parts.append(restored)
+        if done not in {0, *(end for *_, end in blocks)}:
+            raise ValueError(
+                f"the checkpoint {os.fspath(checkpoint)} was written after {done} rounds, which "
+                f"this run (rounds={rounds}, evaluate_every={every}, checkpoint_every="
+                f"{checkpoint_every}) does not stop at; use its own arguments or another file"
             )
-        )(key, data, params, evaluate, state)
-        program = checkpoints.fingerprint(jaxpr, (key, data, params, evaluate))
-        if os.path.exists(checkpoint):
-            state, restored, done = checkpoints.restore(checkpoint, state, program)
-            parts.append(restored)
-            if done not in {0, *(end for *_, end in blocks)}:
-                raise ValueError(
-                    f"the checkpoint {os.fspath(checkpoint)} was written after {done} rounds, which "
-                    f"this run (rounds={rounds}, evaluate_every={every}, checkpoint_every="
-                    f"{checkpoint_every}) does not stop at; use its own arguments or another file"
-                )
-    with tqdm(total=rounds, initial=done, disable=not progress, unit="round") as bar:
+    first_process = jax.process_index() == 0 or mesh is None
+    with tqdm(
+        total=rounds, initial=done, disable=not (progress and first_process), unit="round"
+    ) as bar:
         for times, length, end in blocks:
             if end <= done:
                 continue
-            state, new = _block_jit(sim, axes, times, length, evaluate, state, data)
-            new["round"] = jnp.arange(end - (times - 1) * length, end + 1, length)
+            state, new = _block_jit(sim, axes, mesh, times, length, evaluate, state, data)
+            new["round"] = np.arange(end - (times - 1) * length, end + 1, length, dtype=np.int32)
             parts.append(new)
             if checkpoint is not None:
                 parts = [_joined(np, parts, axes)]  # jnp would compile for each new length
-                checkpoints.save(checkpoint, state, parts[0], end, program)
+                whole = sharding.to_hosts(state)
+                if first_process:
+                    checkpoints.save(checkpoint, whole, parts[0], end, program)
             if progress:
                 bar.set_postfix(_summary(new))
                 bar.update(times * length)
@@ -374,16 +413,17 @@ def _blocks(rounds: int, every: int, block_rounds: int) -> list[tuple[int, int, 
     return blocks
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _init(
     sim: Simulation,
     axes: FederatedData | None,
+    mesh: Mesh | None,
     key: Key,
     data: FederatedData,
     params: Array | None,
 ) -> SimState:
     def one(key: Key, data: FederatedData) -> SimState:
-        return init(sim, key, data, params)
+        return sharding.settle(mesh, init(sim, key, data, params))
 
     if axes is None:
         return one(key, data)
@@ -393,6 +433,7 @@ def _init(
 def _block(
     sim: Simulation,
     axes: FederatedData | None,
+    mesh: Mesh | None,
     times: int,
     length: int,
     evaluate: Evaluate,
@@ -404,7 +445,7 @@ def _block(
     def one(state: SimState, data: FederatedData) -> tuple[SimState, History]:
         def segment(state: SimState, _: None) -> tuple[SimState, tuple[Info, Info]]:
             state, infos = jax.lax.scan(
-                lambda state, _: step(sim, state, data), state, None, length=length
+                lambda state, _: step(sim, state, data, mesh), state, None, length=length
             )
             return state, (evaluate(state.params), infos)
 
@@ -412,14 +453,14 @@ def _block(
         if clash := {*values} & {*infos, "round"}:
             raise ValueError(f"evaluate may not use the names {sorted(clash)}; rename its results")
         infos = jax.tree.map(lambda x: x.reshape((times * length, *x.shape[2:])), infos)
-        return state, values | infos
+        return sharding.settle(mesh, state), sharding.everywhere(mesh, values | infos)
 
     if axes is None:
         return one(state, data)
     return jax.vmap(one, in_axes=(_STATE_AXES, axes), out_axes=(_STATE_AXES, 0))(state, data)
 
 
-_block_jit = jax.jit(_block, static_argnums=(0, 1, 2, 3), donate_argnums=5)
+_block_jit = jax.jit(_block, static_argnums=(0, 1, 2, 3, 4), donate_argnums=6)
 
 
 def _evaluate_nothing(params: Array) -> Info:
@@ -439,7 +480,7 @@ def _joined(xp: Any, parts: list[History], axes: FederatedData | None) -> Histor
 def _summary(new: History) -> dict[str, str]:
     """The latest scalars, averaged over seeds, for the progress bar."""
     return {
-        name: f"{float(jnp.mean(values[..., -1])):.4f}"
+        name: f"{float(np.mean(np.asarray(values)[..., -1])):.4f}"
         for name, values in new.items()
         if name.startswith(("test_", "train_")) and values.ndim <= 2
     }

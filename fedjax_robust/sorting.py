@@ -9,12 +9,15 @@ columns at once. This one is Batcher's merge exchange (Knuth, The Art of Compute
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.custom_batching import sequential_vmap
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
 
 Array = jax.Array
 
@@ -98,7 +101,14 @@ def _sort_by_network(x: Columns, low: int, high: int) -> Columns:
     n, d = x[0].shape
     if d == 0:
         return tuple(a[low:high] for a in x)
-    partner, lower = _tables(n, low, high)
+    partner, lower = map(jnp.asarray, _tables(n, low, high))
+    return _sort_own_columns(low, high, partner, lower, *x)
+
+
+@partial(custom_partitioning, static_argnums=(0, 1))
+def _sort_own_columns(low: int, high: int, partner: Array, lower: Array, *x: Array) -> Columns:
+    """The network over the columns that this device has: XLA would gather them for the tiles' loop."""
+    n, d = x[0].shape
     # Two copies of a tile of columns stay in the second-level cache. A whole number of vectors: an odd
     # width (327 for n = 100) took 2.5 times as long.
     tile = min(d, max(64, 2**15 // n // len(x) // 64 * 64))
@@ -117,7 +127,25 @@ def _sort_by_network(x: Columns, low: int, high: int) -> Columns:
     return lax.fori_loop(0, -(-d // tile), sort_tile, out)
 
 
-def _apply_network(x: Columns, partner: np.ndarray, lower: np.ndarray) -> Columns:
+def _partitioned(low: int, high: int, mesh: Any, arguments: Any, results: Any) -> Any:
+    columns = arguments[2].sharding.spec[1:]  # how the parameters are split; clients must not be
+    split = NamedSharding(mesh, PartitionSpec(None, *columns))
+    whole = NamedSharding(mesh, PartitionSpec())
+    number = len(arguments) - 2
+    sort = partial(_sort_own_columns.fun, low, high)
+    return mesh, sort, (split,) * number, (whole, whole, *(split,) * number)
+
+
+def _sharding_rule(low: int, high: int, mesh: Any, arguments: Any, results: Any) -> str:
+    matrices = len(results)
+    inputs = ["pairs two n", "pairs two n"] + ["n d"] * matrices
+    return ", ".join(inputs) + " -> " + ", ".join(["ranks d"] * matrices)
+
+
+_sort_own_columns.def_partition(_partitioned, sharding_rule=_sharding_rule)
+
+
+def _apply_network(x: Columns, partner: Array, lower: Array) -> Columns:
     """x (n, tile) through the comparators that partner and lower, both (pairs, 2, n), describe."""
     n = x[0].shape[0]
 
@@ -143,8 +171,8 @@ def _apply_network(x: Columns, partner: np.ndarray, lower: np.ndarray) -> Column
     # Two buffers that overwrite each other in turn need no copies. The spare row makes the update
     # partial: XLA would see through a full one and fuse the two layers, doing the first one twice.
     x = tuple(jnp.pad(a, ((0, 1), (0, 0))) for a in x)
-    tables = jnp.asarray(partner), jnp.asarray(lower)
-    (x, _), _ = lax.scan(two_layers, (x, tuple(map(jnp.zeros_like, x))), tables)
+    start = (x, tuple(map(jnp.zeros_like, x)))
+    (x, _), _ = lax.scan(two_layers, start, (partner, lower))
     return tuple(a[:n] for a in x)
 
 
