@@ -10,10 +10,17 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from fedjax_robust.sorting import sort_clients
+from fedjax_robust.sorting import combine_ranks, sort_clients
 from fedjax_robust.types import Array
 
 _FAR = 10.0  # rows longer than this many median norms do not take part in the centre
+
+
+def is_present(updates: Array, weights: Array) -> Array:
+    """Rows that count: (n, d), (n,) -> (n,) bool, weight > 0 and neither NaN nor Inf."""
+    chex.assert_rank([updates, weights], [2, 1])
+    chex.assert_equal_shape_prefix([updates, weights], 1)
+    return (weights > 0) & jnp.all(jnp.isfinite(updates), axis=1)
 
 
 def drop_non_finite(updates: Array, weights: Array) -> tuple[Array, Array]:
@@ -26,9 +33,7 @@ def drop_non_finite(updates: Array, weights: Array) -> tuple[Array, Array]:
     Returns:
       (n, d) with absent rows zero, and (n,) weights with 0 for absent rows.
     """
-    chex.assert_rank([updates, weights], [2, 1])
-    chex.assert_equal_shape_prefix([updates, weights], 1)
-    present = (weights > 0) & jnp.all(jnp.isfinite(updates), axis=1)
+    present = is_present(updates, weights)
     return jnp.where(present[:, None], updates, 0), jnp.where(present, weights, 0)
 
 
@@ -60,21 +65,50 @@ def sort_present(
       values (high - low, d) of ranks low .. high - 1; the rank of the smallest present value, ();
       the number of present rows, ().
     """
-    n = updates.shape[0]
+    filled = jnp.where(present[:, None], updates, _outwards(present)[:, None].astype(updates.dtype))
+    start, count = _ranks_of_present(present)
+    return sort_clients(filled, low, high), start, count
+
+
+def _outwards(present: Array) -> Array:
+    """(n,) bool -> (n,): +inf, -inf, +inf, ... on absent rows, 0 on present ones."""
     absent_order = jnp.cumsum(~present)  # 1, 2, 3, ... on absent rows
-    outwards = jnp.where(absent_order % 2 == 1, jnp.inf, -jnp.inf)
-    filled = jnp.where(present[:, None], updates, outwards[:, None].astype(updates.dtype))
+    return jnp.where(present, 0, jnp.where(absent_order % 2 == 1, jnp.inf, -jnp.inf))
+
+
+def _ranks_of_present(present: Array) -> tuple[Array, Array]:
+    """The rank of the smallest present value once absent rows are outside, and their number."""
     count = jnp.sum(present)
-    return sort_clients(filled, low, high), (n - count) // 2, count
+    return (present.shape[0] - count) // 2, count
+
+
+def trimmed_mean_of_present(updates: Array, present: Array, f: int) -> Array:
+    """Mean of each column over present rows without its f largest and f smallest values.
+
+    Where fewer than 2f + 1 rows are present, as many are removed as leave one or two.
+
+    Args:
+      updates: (n, d); absent rows may hold anything.
+      present: (n,) bool.
+      f: >= 0; (n - 1) // 2 gives the median.
+
+    Returns:
+      (d,); zero if no row is present.
+    """
+    n = updates.shape[0]
+    # Few present rows lie in the middle, whatever f is.
+    low, high = min(f, max((n - 2) // 2, 0)), max(n - f, n // 2 + 1)
+    start, count = _ranks_of_present(present)
+    removed = jnp.minimum(f, jnp.maximum(count - 1, 0) // 2)
+    rank = jnp.arange(low, high)
+    kept = (rank >= start + removed) & (rank < start + count - removed)
+    return combine_ranks(updates, kept / jnp.maximum(jnp.sum(kept), 1), low, _outwards(present))
 
 
 def coordinate_median(updates: Array, present: Array) -> Array:
     """Median of each column over present rows, the mean of the two middle values if their number is
     even: (n, d), (n,) bool -> (d,); zero if no row is present."""
-    n = updates.shape[0]
-    low, high = max((n - 2) // 2, 0), n // 2 + 1
-    values, start, count = sort_present(updates, present, low, high)
-    return middle_of_sorted(values, start - low, count)
+    return trimmed_mean_of_present(updates, present, (updates.shape[0] - 1) // 2)
 
 
 def middle_of_sorted(values: Array, start: Array, count: Array) -> Array:

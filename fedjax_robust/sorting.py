@@ -8,6 +8,7 @@ columns at once. This one is Batcher's merge exchange (Knuth, The Art of Compute
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -52,6 +53,66 @@ def sort_clients(x: Array, low: int = 0, high: int | None = None) -> Array:
             f"n={x.shape[0]}: ask for at least one rank that exists"
         )
     return _sort(x, low, high)
+
+
+def combine_ranks(x: Array, coefficients: Array, low: int, instead: Array) -> Array:
+    """A linear combination of each column's ranks: sum_r coefficients[r] * (rank low + r).
+
+    As ``coefficients @ sort_clients(x, ...)``, but the sorted matrix never exists: on CPU XLA takes
+    longer to sum its columns than the network takes to sort them.
+
+    Args:
+        x: (n, d) floats, n >= 1. It can be differentiated once with respect to them, not the others.
+        coefficients: (k,) of ranks low .. low + k - 1; a rank with coefficient 0 may be infinite.
+        low: the first rank, 0 <= low < low + k <= n.
+        instead: (n,) values that take the place of whole rows (+-inf), 0 = the row counts as it is.
+
+    Returns:
+        (d,); NaN where a row that counts holds a NaN.
+    """
+    return _combine(x, coefficients.astype(x.dtype), instead.astype(x.dtype), low)
+
+
+def _fill(x: Array, instead: Array) -> Array:
+    return jnp.where(instead[:, None] == 0, x, instead[:, None])
+
+
+def _combination(coefficients: Array, values: Array) -> Array:
+    weighted = jnp.where(coefficients[:, None] == 0, 0, coefficients[:, None] * values)
+    return jnp.sum(weighted, axis=0)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+@partial(jax.jit, static_argnums=3)
+def _combine(x: Array, coefficients: Array, instead: Array, low: int) -> Array:
+    high = low + coefficients.shape[0]
+
+    def by_network(x: Array, coefficients: Array, instead: Array) -> Array:
+        if x.shape[1] == 0:
+            return x[0]
+        tables = map(jnp.asarray, _tables(x.shape[0], low, high))
+        return _combine_own_columns(low, high, *tables, coefficients, instead, x)
+
+    return lax.platform_dependent(
+        x,
+        coefficients,
+        instead,
+        cpu=sequential_vmap(by_network),
+        default=lambda x, coefficients, instead: _combination(
+            coefficients, jnp.sort(_fill(x, instead), axis=0)[low:high]
+        ),
+    )
+
+
+@_combine.defjvp
+def _combine_jvp(
+    low: int, primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array]:
+    x, coefficients, instead = primals
+    filled, moved = _fill(x, instead), jnp.where(instead[:, None] == 0, tangents[0], 0)
+    order = _order(filled, low, low + coefficients.shape[0])
+    values, slopes = (jnp.take_along_axis(a, order, axis=0) for a in (filled, moved))
+    return _combination(coefficients, values), _combination(coefficients, slopes)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))
@@ -108,41 +169,79 @@ def _sort_by_network(x: Columns, low: int, high: int) -> Columns:
 @partial(custom_partitioning, static_argnums=(0, 1))
 def _sort_own_columns(low: int, high: int, partner: Array, lower: Array, *x: Array) -> Columns:
     """The network over the columns that this device has: XLA would gather them for the tiles' loop."""
+
+    def sort_tile(*columns: Array) -> Columns:
+        return tuple(a[low:high] for a in _apply_network(columns, partner, lower))
+
+    return _by_tiles(sort_tile, x, tuple(jnp.zeros_like(a[low:high]) for a in x))
+
+
+@partial(custom_partitioning, static_argnums=(0, 1))
+def _combine_own_columns(
+    low: int,
+    high: int,
+    partner: Array,
+    lower: Array,
+    coefficients: Array,
+    instead: Array,
+    x: Array,
+) -> Array:
+    def combine_tile(columns: Array) -> Columns:
+        (ranks,) = _apply_network((_fill(columns, instead),), partner, lower)
+        return (_combination(coefficients, ranks[low:high])[None],)
+
+    return _by_tiles(combine_tile, (x,), (jnp.zeros_like(x[:1]),))[0][0]
+
+
+def _by_tiles(function: Callable[..., Columns], x: Columns, out: Columns) -> Columns:
+    """``function`` of some columns of x (n, d) at a time, written to the columns of out (k, d)."""
     n, d = x[0].shape
     # Two copies of a tile of columns stay in the second-level cache. A whole number of vectors: an odd
     # width (327 for n = 100) took 2.5 times as long.
     tile = min(d, max(64, 2**15 // n // len(x) // 64 * 64))
 
-    def sort_tile(k: Array, out: Columns) -> Columns:
+    def one(k: Array, out: Columns) -> Columns:
         # If the tile does not divide d, the last one overlaps its neighbour.
         start = jnp.minimum(k * tile, d - tile)
-        columns = tuple(lax.dynamic_slice_in_dim(a, start, tile, axis=1) for a in x)
-        ranks = _apply_network(columns, partner, lower)
+        columns = (lax.dynamic_slice_in_dim(a, start, tile, axis=1) for a in x)
         return tuple(
-            lax.dynamic_update_slice_in_dim(o, r[low:high], start, axis=1)
-            for o, r in zip(out, ranks, strict=True)
+            lax.dynamic_update_slice_in_dim(o, r, start, axis=1)
+            for o, r in zip(out, function(*columns), strict=True)
         )
 
-    out = tuple(jnp.zeros_like(a[low:high]) for a in x)
-    return lax.fori_loop(0, -(-d // tile), sort_tile, out)
+    return lax.fori_loop(0, -(-d // tile), one, out)
 
 
-def _partitioned(low: int, high: int, mesh: Any, arguments: Any, results: Any) -> Any:
-    columns = arguments[2].sharding.spec[1:]  # how the parameters are split; clients must not be
-    split = NamedSharding(mesh, PartitionSpec(None, *columns))
+def _split_parameters(
+    low: int, high: int, mesh: Any, arguments: Any, results: Any, own_columns: Any
+) -> Any:
+    """How ``custom_partitioning`` shares the work: matrices split by columns, all else everywhere."""
+    columns = arguments[-1].sharding.spec[1:]
+
+    def layout(array: Any) -> NamedSharding:
+        spec = [None] * (len(array.shape) - 1) + list(columns)
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
     whole = NamedSharding(mesh, PartitionSpec())
-    number = len(arguments) - 2
-    sort = partial(_sort_own_columns.fun, low, high)
-    return mesh, sort, (split,) * number, (whole, whole, *(split,) * number)
+    tables = 4 if own_columns is _combine_own_columns else 2
+    inputs = (whole,) * tables + tuple(layout(array) for array in arguments[tables:])
+    outputs = jax.tree.map(layout, results)
+    return mesh, partial(own_columns.fun, low, high), outputs, inputs
 
 
-def _sharding_rule(low: int, high: int, mesh: Any, arguments: Any, results: Any) -> str:
+def _sort_rule(low: int, high: int, mesh: Any, arguments: Any, results: Any) -> str:
     matrices = len(results)
     inputs = ["pairs two n", "pairs two n"] + ["n d"] * matrices
     return ", ".join(inputs) + " -> " + ", ".join(["ranks d"] * matrices)
 
 
-_sort_own_columns.def_partition(_partitioned, sharding_rule=_sharding_rule)
+_sort_own_columns.def_partition(
+    partial(_split_parameters, own_columns=_sort_own_columns), sharding_rule=_sort_rule
+)
+_combine_own_columns.def_partition(
+    partial(_split_parameters, own_columns=_combine_own_columns),
+    sharding_rule="pairs two n, pairs two n, ranks, n, n d -> d",
+)
 
 
 def _apply_network(x: Columns, partner: Array, lower: Array) -> Columns:
@@ -172,7 +271,7 @@ def _apply_network(x: Columns, partner: Array, lower: Array) -> Columns:
     # partial: XLA would see through a full one and fuse the two layers, doing the first one twice.
     x = tuple(jnp.pad(a, ((0, 1), (0, 0))) for a in x)
     start = (x, tuple(map(jnp.zeros_like, x)))
-    (x, _), _ = lax.scan(two_layers, start, (partner, lower))
+    (x, _), _ = lax.scan(two_layers, start, (partner, lower), unroll=2)
     return tuple(a[:n] for a in x)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_robust.sorting import _comparators, sort_clients
+from fedjax_robust.sorting import _comparators, combine_ranks, sort_clients
 
 
 def random_matrix(n, d, seed=0, dtype=np.float32):
@@ -110,6 +110,70 @@ def test_gradient_against_finite_differences():
     with jax.enable_x64(True):
         x = jnp.asarray(random_matrix(11, 5, dtype=np.float64))
         jax.test_util.check_grads(lambda x: sort_clients(x, 2, 8) ** 2, (x,), order=1)
+
+
+def combined(x, coefficients, low, absent=()):
+    """In float64; absent rows are deleted and the ranks that lie outside with them."""
+    x, n = np.asarray(x, np.float64), len(x)
+    values = np.sort(np.delete(x, list(absent), axis=0), axis=0)
+    start = (n - len(values)) // 2
+    ranks = [r for r in range(len(coefficients)) if coefficients[r] != 0]
+    return sum(coefficients[r] * values[low + r - start] for r in ranks)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 100, 257])
+@pytest.mark.parametrize("d", [1, 701])
+def test_combine_ranks(n, d):
+    x = random_matrix(n, d, seed=n)
+    low, high = n // 4, n - n // 4
+    coefficients = np.random.default_rng(n).normal(size=high - low).astype(np.float32)
+    coefficients[::3] = 0
+    got = combine_ranks(jnp.asarray(x), jnp.asarray(coefficients), low, jnp.zeros(n))
+    scale = np.abs(coefficients).sum() * np.abs(x).max() + 1e-30
+    np.testing.assert_allclose(got, combined(x, coefficients, low) * np.ones(d), atol=1e-6 * scale)
+    assert combine_ranks(jnp.ones((n, 0)), jnp.ones(1), 0, jnp.zeros(n)).shape == (0,)
+
+
+def test_combine_ranks_without_absent_rows_whatever_they_hold():
+    x = random_matrix(7, 300)
+    x[1], x[4] = np.nan, np.inf
+    instead = jnp.zeros(7).at[1].set(jnp.inf).at[4].set(-jnp.inf)  # 5 rows take ranks 1 .. 5
+    coefficients = np.array([0, 0.5, 0, 2, 1, 0, 0], np.float32)
+    got = jax.jit(combine_ranks, static_argnums=2)(x, jnp.asarray(coefficients), 0, instead)
+    np.testing.assert_allclose(got, combined(x, coefficients, 0, (1, 4)), rtol=1e-5, atol=1e-5)
+
+
+def test_combine_ranks_in_float64_bfloat16_and_under_vmap():
+    coefficients = np.array([0.5, 0.25, 0, 0.25])
+    with jax.enable_x64(True):
+        x = random_matrix(9, 20, dtype=np.float64)
+        got = combine_ranks(jnp.asarray(x), jnp.asarray(coefficients), 3, jnp.zeros(9))
+        np.testing.assert_allclose(got, combined(x, coefficients, 3), rtol=1e-14)
+    half = jnp.asarray(random_matrix(9, 20), jnp.bfloat16)
+    assert combine_ranks(half, jnp.asarray(coefficients), 3, jnp.zeros(9)).dtype == jnp.bfloat16
+    stack = np.random.default_rng(0).normal(size=(3, 9, 20)).astype(np.float32)
+    got = jax.vmap(lambda x, c: combine_ranks(x, c, 3, jnp.zeros(9)))(
+        stack, jnp.asarray(np.tile(coefficients, (3, 1)))
+    )
+    for x, one in zip(stack, got, strict=True):
+        np.testing.assert_allclose(one, combined(x, coefficients, 3), rtol=1e-5, atol=1e-6)
+
+
+def test_combine_ranks_gradient():
+    """A row's derivative is the coefficient of its rank; none for absent rows, also if they are NaN."""
+    x = jnp.asarray(random_matrix(6, 40)).at[2].set(jnp.nan)
+    instead = jnp.zeros(6).at[2].set(jnp.inf)
+    coefficients = jnp.asarray([0.0, 3.0, 5.0, 0.0], jnp.float32)  # of ranks 1 .. 4
+
+    def value(x):
+        return jnp.sum(combine_ranks(x, coefficients, 1, instead))
+
+    ranks = np.argsort(np.argsort(np.where(np.isnan(x), np.inf, x), axis=0), axis=0)
+    expected = np.where(np.isnan(x), 0, np.array([0, 0, 3, 5, 0, 0])[ranks])
+    np.testing.assert_array_equal(jax.grad(value)(x), expected)
+    tangent = jnp.asarray(random_matrix(6, 40, seed=9))
+    _, slope = jax.jvp(value, (x,), (tangent,))
+    np.testing.assert_allclose(slope, np.sum(expected * tangent), rtol=1e-4)
 
 
 def test_bad_input():

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from fedjax_robust.robust_stats import (
     coordinate_median,
     drop_non_finite,
+    is_present,
     sort_present,
+    trimmed_mean_of_present,
     weighted_mean,
 )
 from fedjax_robust.types import Aggregator, Array, Info, Received, State
@@ -54,8 +56,8 @@ def median() -> Aggregator:
     """
 
     def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
-        updates, weights = drop_non_finite(received.updates, received.weights)
-        return coordinate_median(updates, weights > 0), state, {}
+        present = is_present(received.updates, received.weights)
+        return coordinate_median(received.updates, present), state, {}
 
     # The median is the trimmed mean that removes all but one or two values.
     return Aggregator(stateless, aggregate, _trimmed_leave_one_out(None))
@@ -78,17 +80,11 @@ def trimmed_mean(f: int) -> Aggregator:
         raise ValueError(f"trimmed_mean needs f >= 0, got f={f}")
 
     def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
-        updates, weights = drop_non_finite(received.updates, received.weights)
-        n = updates.shape[0]
+        n = received.updates.shape[0]
         if n <= 2 * f:
             raise ValueError(f"trimmed_mean needs n > 2f, got n={n}, f={f}")
-        low, high = min(f, max((n - 2) // 2, 0)), max(n - f, n // 2 + 1)
-        values, start, count = sort_present(updates, weights > 0, low, high)
-        removed = jnp.minimum(f, jnp.maximum(count - 1, 0) // 2)
-        rank = jnp.arange(low, high)
-        kept = (rank >= start + removed) & (rank < start + count - removed)
-        total = jnp.sum(jnp.where(kept[:, None], values, 0), axis=0)
-        return total / jnp.maximum(jnp.sum(kept), 1), state, {}
+        present = is_present(received.updates, received.weights)
+        return trimmed_mean_of_present(received.updates, present, f), state, {}
 
     return Aggregator(stateless, aggregate, _trimmed_leave_one_out(f))
 
