@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from common import use_compilation_cache
+from common import my_share, share_is_done, use_compilation_cache
 from fang_table2 import (
     MALICIOUS_SHARE,
     NON_IID,
@@ -241,6 +241,9 @@ class Args:
     """Folder of the data sets; default FEDJAX_ROBUST_DATA, else where TFDS keeps its own."""
     out: Path = Path("results/fang_figures")
     """Where results go."""
+    cell: str | None = None
+    """Compute only the i-th of N shares of the cells, i/N, so that N machines work on one table; then
+    the same command without it gathers their files."""
     smoke: bool = False
     """20 workers, 4 rounds, two points, one seed, one rule and one attack; the numbers mean nothing."""
 
@@ -275,6 +278,7 @@ def main(args: Args) -> None:
         for rule in figure.rules
         for attack in figure.attacks
     ]
+    curves = my_share(curves, args.cell)
     on_cpu = jax.default_backend() == "cpu"
     chunk = 1 if args.client_chunk is None and on_cpu and table.model is dnn else args.client_chunk
     # Small models leave cores idle, so their curves run beside each other.
@@ -288,6 +292,8 @@ def main(args: Args) -> None:
             return run_curve(folder, name, figure, table, inputs, curve, chunk, provenance, bar)
 
         rows = [row for rows in pool.map(rows_of, curves) for row in rows]
+    if share_is_done(args.cell, folder):
+        return
     notes = describe(figure, table, inputs, usual, rows)
     model = "DNN" if table.model is dnn else "LR"
     title = f"Fang et al. (2020), Figure {name}: {model} on MNIST"

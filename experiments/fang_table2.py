@@ -40,7 +40,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from common import use_compilation_cache
+from common import my_share, share_is_done, use_compilation_cache
 from tqdm import tqdm
 
 import fedjax_robust as fr
@@ -146,6 +146,9 @@ class Args:
     """Folder of the data sets; default FEDJAX_ROBUST_DATA, else where TFDS keeps its own."""
     out: Path = Path("results/fang_table2")
     """Where results go."""
+    cell: str | None = None
+    """Compute only the i-th of N shares of the cells, i/N, so that N machines work on one table; then
+    the same command without it gathers their files."""
     smoke: bool = False
     """Few clients, rounds and one seed, to see that everything works; the numbers mean nothing."""
 
@@ -183,6 +186,7 @@ def main(args: Args) -> None:
         for attack in args.attacks
         if not (rule == "Krum" and attack == "FullOwnRule")  # Krum's attack goes by Krum anyway
     ]
+    cells = my_share(cells, args.cell)
     # Small models leave cores idle, so their cells run beside each other.
     jobs = (os.cpu_count() or 1) if table.seeds_together and jax.default_backend() == "cpu" else 1
 
@@ -200,6 +204,8 @@ def main(args: Args) -> None:
             errors = [r["error"] for r in results]
             spread = f" +- {np.std(errors, ddof=1):.3f}" if len(errors) > 1 else ""
             done.write(f"{args.table} {rule:13s} {attack:12s} error {np.mean(errors):.3f}{spread}")
+    if share_is_done(args.cell, folder):
+        return
     title = f"Fang et al. (2020), Table {args.table}: {table.data}, {clients} clients"
     rows = [{k: v for k, v in row.items() if k != "curve"} for row in rows]
     notes = (

@@ -56,7 +56,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from common import use_compilation_cache
+from common import my_share, share_is_done, use_compilation_cache
 from tqdm import tqdm
 
 import fedjax_robust as fr
@@ -109,6 +109,9 @@ class Args:
     """Folder of the data sets; default FEDJAX_ROBUST_DATA, else where TFDS keeps its own."""
     out: Path = Path("results/fang_table5")
     """Where results go."""
+    cell: str | None = None
+    """Compute only the i-th of N shares of the cells, i/N, so that N machines work on one table; then
+    the same command without it gathers their files."""
     smoke: bool = False
     """Few of everything and one seed, to see that it works; the numbers mean nothing."""
 
@@ -169,7 +172,7 @@ def main(args: Args) -> None:
     # Poisoned data do not change the program, so that the same object spares compiling it again.
     simulation_of = functools.cache(functools.partial(simulation, table, inputs))
     rows: list[dict[str, Any]] = []
-    done = tqdm(cells, unit="cell")
+    done = tqdm(my_share(cells, args.cell), unit="cell")
     for rule, attack in done:
         sim = simulation_of(rule, "NoAttack" if attack in BY_DATA else attack)
         results = run_cell(folder, table, inputs, sim, rule, attack, provenance)
@@ -177,6 +180,8 @@ def main(args: Args) -> None:
         errors = [row["error"] for row in results]
         spread = f" +- {np.std(errors, ddof=1):.3f}" if len(errors) > 1 else ""
         done.write(f"{rule:13s} {attack:13s} error {np.mean(errors):.3f}{spread}")
+    if share_is_done(args.cell, folder):
+        return
     paper = {
         (attack, rule): value
         for rule in rules

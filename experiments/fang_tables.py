@@ -38,7 +38,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from common import use_compilation_cache
+from common import my_share, share_is_done, use_compilation_cache
 from tqdm import tqdm
 
 import fedjax_robust as fr
@@ -211,6 +211,9 @@ class Args:
     """Folder of the data sets; default FEDJAX_ROBUST_DATA, else where TFDS keeps its own."""
     out: Path = Path("results/fang_tables")
     """Where results go."""
+    cell: str | None = None
+    """Compute only the i-th of N shares of the cells, i/N, so that N machines work on one table; then
+    the same command without it gathers their files."""
     smoke: bool = False
     """Few workers, rounds and one seed, to see that everything works; the numbers mean nothing."""
 
@@ -239,6 +242,7 @@ def main(args: Args) -> None:
     inputs = fang_table2.Inputs(setting, clients, args.data_dir)
     provenance = report.provenance()
     chosen = [cell for cell in table.cells if not args.only or cell[0] in args.only]
+    chosen = my_share(chosen, args.cell)
 
     def results_of(cell: tuple[str, str]) -> list[dict[str, Any]]:
         make_rule, attack = table.cells[cell]
@@ -275,6 +279,8 @@ def main(args: Args) -> None:
             errors = [r["error"] for r in results]
             spread = f" +- {np.std(errors, ddof=1):.3f}" if len(errors) > 1 else ""
             done.write(f"{' | '.join(cell):45s} error {np.mean(errors):.3f}{spread}")
+    if share_is_done(args.cell, folder):
+        return
     text = report.write_table(
         folder,
         rows,

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import tyro
-from common import use_compilation_cache
+from common import my_share, share_is_done, use_compilation_cache
 from fang_figures import whole
 from fang_table2 import command_line
 from fltrust_table import (
@@ -122,6 +122,9 @@ class Args:
     """Folder of the data sets; default FEDJAX_ROBUST_DATA, else where TFDS keeps its own."""
     out: Path = Path("results/fltrust")
     """Where results go."""
+    cell: str | None = None
+    """Compute only the i-th of N shares of the cells, i/N, so that N machines work on one table; then
+    the same command without it gathers their files."""
     smoke: bool = False
     """Three rounds, two points and one seed; the numbers mean nothing."""
 
@@ -148,7 +151,10 @@ def main(args: Args) -> None:
         for value in sorted(set(values))
     ]
     folder = args.out / "-".join([args.setting, args.sweep] + (["smoke"] if args.smoke else []))
+    cases = my_share(cases, args.cell)
     rows = run_cases(cases, inputs, range(1 if args.smoke else args.seeds), folder)
+    if share_is_done(args.cell, folder):
+        return
     title = f"FLTrust (Cao et al., 2021), {args.sweep.replace('-', ' ')}, {args.setting}"
     about = {
         "x": sweep.parameter,

@@ -46,7 +46,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from common import use_compilation_cache
+from common import my_share, share_is_done, use_compilation_cache
 from fang_table2 import command_line
 from flax import linen as nn
 from tqdm import tqdm
@@ -170,6 +170,9 @@ class Args:
     """Folder of the data sets; default FEDJAX_ROBUST_DATA, else where TFDS keeps its own."""
     out: Path = Path("results/fltrust")
     """Where results go."""
+    cell: str | None = None
+    """Compute only the i-th of N shares of the cells, i/N, so that N machines work on one table; then
+    the same command without it gathers their files."""
     smoke: bool = False
     """Three rounds and one seed, to see that everything works; the numbers mean nothing."""
 
@@ -217,7 +220,10 @@ def main(args: Args) -> None:
         # By default only; who asks for it gets it.
         if not (args.attacks is None and attack == "FirstOrder" and rule in ORDER_STATISTICS)
     ]
+    cases = my_share(cases, args.cell)
     rows = run_cases(cases, inputs, range(1 if args.smoke else args.seeds), folder)
+    if share_is_done(args.cell, folder):
+        return
     notes = (
         f"{setting.model.__name__} on {setting.data} ({inputs.note}), {clients} clients, {malicious} "
         f"malicious, {setting.rounds} rounds, step {setting.learning_rate:g}, batch "

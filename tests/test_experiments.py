@@ -1,5 +1,6 @@
 """Every experiment script runs in its smoke mode, resumes, and explains itself."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from fedjax_robust import report
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
+import bench_rounds  # noqa: E402
+import common  # noqa: E402
 import fang_table2  # noqa: E402
 import fang_table2_variants  # noqa: E402
 
@@ -26,7 +29,7 @@ def smoke(out: Path, **options) -> Path:
 
 
 @pytest.mark.parametrize(
-    "script", ["fang_table2.py", "fang_table2_variants.py", "bench_kernels.py"]
+    "script", ["fang_table2.py", "fang_table2_variants.py", "bench_kernels.py", "bench_rounds.py"]
 )
 def test_help(script):
     done = subprocess.run(
@@ -120,3 +123,35 @@ def test_variants_smoke(tmp_path):
 def test_unknown_variant_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no variant"):
         fang_table2_variants.main(fang_table2_variants.Args(only=("LR",), out=tmp_path))
+
+
+def test_two_machines_share_a_table(tmp_path, capsys, monkeypatch):
+    """Shares are disjoint and together all; only the last command, which computes nothing, draws."""
+    cells = list("abcdefg")
+    shares = [common.my_share(cells, f"{i}/3") for i in (1, 2, 3)]
+    assert sorted(sum(shares, [])) == cells
+    assert shares[0] == ["a", "d", "g"]
+    assert common.my_share(cells, None) == cells
+    for part in ("0/3", "4/3", "3", "1/0", "a/b"):
+        with pytest.raises(ValueError, match="--cell needs i/N"):
+            common.my_share(cells, part)
+    options = {"table": "2e", "rules": ("Median",), "attacks": ("NoAttack", "LabelFlip")}
+    for part in ("1/2", "2/2"):
+        folder = smoke(tmp_path, cell=part, **options)
+        assert f"share {part} is in" in capsys.readouterr().out
+        assert not (folder / "table.md").exists()
+    monkeypatch.setattr(fang_table2, "run_together", None)  # everything is on disk
+    smoke(tmp_path, **options)
+    assert {row["attack"] for row in report.read_rows(folder / "rows")} == {"NoAttack", "LabelFlip"}
+
+
+def test_rounds_benchmark_smoke(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDJAX_ROBUST_DATA", str(tmp_path))  # noise will do, and needs no loading
+    out = tmp_path / "rounds.json"
+    settings = bench_rounds.Settings(workloads=("lr", "memory"), smoke=True, out=out)
+    rows = bench_rounds.main(settings)
+    written = json.loads(out.read_text())
+    assert len(written["rows"]) == len(rows) == 4  # one device, all devices, memory of two models
+    assert rows[0]["ms"] > 0
+    assert rows[0]["rounds/s"] == pytest.approx(1e3 / rows[0]["ms"])
+    assert written["measured_with"]["data"] == "noise"
