@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+import fedjax_robust as fr
 from fedjax_robust import report
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
+import bench_device  # noqa: E402
 import bench_rounds  # noqa: E402
 import common  # noqa: E402
+import cost_model  # noqa: E402
 import fang_table2  # noqa: E402
 import fang_table2_variants  # noqa: E402
 
@@ -129,7 +132,7 @@ def test_two_machines_share_a_table(tmp_path, capsys, monkeypatch):
     """Shares are disjoint and together all; only the last command, which computes nothing, draws."""
     cells = list("abcdefg")
     shares = [common.my_share(cells, f"{i}/3") for i in (1, 2, 3)]
-    assert sorted(sum(shares, [])) == cells
+    assert sorted(cell for share in shares for cell in share) == cells
     assert shares[0] == ["a", "d", "g"]
     assert common.my_share(cells, None) == cells
     for part in ("0/3", "4/3", "3", "1/0", "a/b"):
@@ -155,3 +158,27 @@ def test_rounds_benchmark_smoke(tmp_path, monkeypatch):
     assert rows[0]["ms"] > 0
     assert rows[0]["rounds/s"] == pytest.approx(1e3 / rows[0]["ms"])
     assert written["measured_with"]["data"] == "noise"
+
+
+def test_device_benchmark_smoke(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "device.json"
+    bench_device.main(bench_device.Settings(smoke=True, out=out))
+    assert "Table 2b, minutes" in capsys.readouterr().out
+    assert len(json.loads(out.read_text())["targets"]) == 5
+    wrong = fr.Aggregator(lambda n, p: (), lambda received, state: (received.params, state, {}))
+    monkeypatch.setattr(bench_device.aggregators, "median", lambda: wrong)
+    with pytest.raises(ValueError, match="median is wrong on this device"):
+        bench_device.check(20, 4)
+
+
+def test_cost_model_smoke(tmp_path):
+    constants = cost_model.main(cost_model.Settings(out=tmp_path, smoke=True))
+    assert set(constants) == set(cost_model.RULES)
+    written = json.loads((tmp_path / "cost.json").read_text())
+    assert (tmp_path / "cost.png").read_bytes()[:4] == b"\x89PNG"
+    row = next(r for r in written["predicted"] if r["rule"] == "mean" and "64" in r["case"])
+    # 100 rows of a billion float32 on 64 devices are 5.8 GiB each, beside what the program needs
+    assert row["GiB per device"] > 5.8
+    assert row["seconds"] == pytest.approx(constants["mean"] * 100 / 64)
+    exact = [{"what": "mean", "ms": 2e-6 * w, "work": w} for w in (10, 1000, 70)]
+    assert cost_model.fitted(exact)["mean"] == pytest.approx(2)
