@@ -1,0 +1,417 @@
+"""Cleaning a model after (or during) training: federated pruning, extreme weights, masked fine-tuning.
+
+Wu, Yang, Zhu, Mitra, "Mitigating Backdoor Attacks in Federated Learning", 2020 (arXiv 2011.01767),
+section IV. All of it happens in one convolution, the last one, whose C output channels the paper calls
+neurons::
+
+    layer = convolution(module, sample, "Conv_1")
+    order = ranking_vote(ranks(client_activations(layer, params, data)))
+    params, keep, report = prune(layer, params, order, validation)     # until the accuracy falls
+    params, report = adjust_extreme_weights(layer, params, validation, keep=keep)
+    sim = sim._replace(after_round=masked(layer, keep))                # fine-tuning: more rounds of run
+    state, _ = run(sim, key, data, 10, params=params)
+
+``validation`` is a function params (d,) -> accuracy (): the server's own examples (``accuracy``) or,
+without any, what clients report (``clients_accuracy``). All pruned prefixes, and all thresholds, are
+tried in one program.
+
+The paper leaves open, and here is taken: activations are after the ReLU (``relu=False``: before) and
+before pooling; a pruned neuron is a channel whose kernel and bias are zero; ties go to the lower channel;
+extreme weights are those of the kernel, their mean and deviation over neurons that are not pruned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from fedjax_robust.clients import Loss, Objective
+from fedjax_robust.metrics import predict
+from fedjax_robust.tasks import masked_mean
+from fedjax_robust.types import Array, Batch, FederatedData, Info, Repair, Task
+
+Validation = Callable[[Array], Array]
+"""params (d,) -> accuracy () in [0, 1]."""
+
+
+class ConvolutionLayer(NamedTuple):
+    """One convolution of a model, seen in the flat parameters."""
+
+    outputs: Callable[[Array, Array], Array]
+    """params (d,), x (b, ...) -> the layer's outputs (b, H, W, C), before any activation."""
+    channel: Array
+    """(d,) int32: which output channel a parameter belongs to, -1 for those of other layers."""
+    is_weight: Array
+    """(d,) bool: it is of the layer's kernel."""
+    channels: int
+    """C."""
+
+
+def convolution(module: nn.Module, sample: Array, name: str) -> ConvolutionLayer:
+    """The convolution ``name`` of a model, such as "Conv_1", the second one that Flax names itself.
+
+    Args:
+      module: the model, as for ``tasks.classification``.
+      sample: one example or batch of inputs, (1, ...).
+      name: name in the parameters; "Block_0/Conv_1" inside of a submodule.
+
+    Raises:
+      ValueError: if there is no convolution (a kernel of four axes) of that name; it lists those there
+        are.
+    """
+    shapes = jax.eval_shape(module.init, jax.random.key(0), sample)["params"]
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    paths = ["/".join(str(getattr(k, "key", k)) for k in path) for path, _ in leaves]
+    kernels = [
+        path.removesuffix("/kernel")
+        for path, (_, leaf) in zip(paths, leaves, strict=True)
+        if path.endswith("/kernel") and len(leaf.shape) == 4
+    ]
+    if name not in kernels:
+        there = f"its convolutions are {kernels}" if kernels else "it has no convolution"
+        raise ValueError(
+            f"the model has no convolution {name!r}: {there}; pruning needs a convolution to prune"
+        )
+    channels = next(
+        leaf.shape[3]
+        for path, (_, leaf) in zip(paths, leaves, strict=True)
+        if path == f"{name}/kernel"
+    )
+    channel, is_weight = [], []
+    for path, (_, leaf) in zip(paths, leaves, strict=True):  # the order of ravel_pytree
+        inside = path.rpartition("/")[0] == name
+        own = np.broadcast_to(np.arange(channels), leaf.shape) if inside else -np.ones(leaf.shape)
+        channel.append(own.ravel().astype(np.int32))
+        is_weight.append(np.full(own.size, path == f"{name}/kernel"))
+    _, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
+    parts = tuple(name.split("/"))
+
+    def outputs(params: Array, x: Array) -> Array:
+        _, state = module.apply(
+            {"params": unravel(params)},
+            x,
+            capture_intermediates=lambda m, method: m.path == parts and method == "__call__",
+        )
+        (leaf,) = jax.tree.leaves(state["intermediates"])
+        return jnp.asarray(leaf)
+
+    return ConvolutionLayer(
+        outputs,
+        jnp.asarray(np.concatenate(channel)),
+        jnp.asarray(np.concatenate(is_weight)),
+        channels,
+    )
+
+
+# --- What clients report --------------------------------------------------------------------------
+
+
+def activations(
+    layer: ConvolutionLayer,
+    params: Array,
+    x: Array,
+    mask: Array | None = None,
+    *,
+    relu: bool = True,
+) -> Array:
+    """Each neuron's average activation: the sum over space, the mean over images (section IV-A).
+
+    Args:
+      layer: the layer.
+      params: (d,).
+      x: (b, ...) images.
+      mask: (b,) their weights, default ones.
+      relu: after the ReLU.
+
+    Returns:
+      (C,).
+    """
+    values = layer.outputs(params, x)
+    values = jnp.sum(jax.nn.relu(values) if relu else values, axis=(1, 2))
+    return jax.vmap(masked_mean, in_axes=(1, None))(values, mask)
+
+
+def client_activations(
+    layer: ConvolutionLayer, params: Array, data: FederatedData, *, relu: bool = True
+) -> Array:
+    """``activations`` of every client over all of its images, one client at a time: -> (N, C)."""
+
+    def one(client: tuple[Array, Array]) -> Array:
+        index, count = client
+        mask = jnp.arange(index.shape[0]) < count
+        return activations(layer, params, data.examples["x"][index], mask, relu=relu)
+
+    return jax.lax.map(one, (data.index, data.count))
+
+
+def ranks(activations: Array) -> Array:
+    """Each client's ranking of the neurons, 1 for the least active: (N, C) -> (N, C)."""
+    order = jnp.argsort(activations, axis=1, stable=True)
+    return jnp.argsort(order, axis=1) + 1
+
+
+def ranking_vote(ranks: Array) -> Array:
+    """The server's pruning sequence by R_k = mean over clients of R_k^i (section IV-A).
+
+    The text ranks in ascending order of activation and prunes "in the decreasing order of the global
+    dormant ranking": the most dormant neuron first, which is the one of the smallest R_k.
+
+    Args:
+      ranks: (N, C), see ``ranks``; what malicious clients report may differ.
+
+    Returns:
+      (C,) int32 channels, the first to be pruned first.
+    """
+    return jnp.argsort(jnp.mean(ranks.astype(jnp.float32), axis=0), stable=True)
+
+
+def votes(activations: Array, rate: float) -> Array:
+    """Each client's mask: 0 for its least active ``rate`` of the neurons, else 1 (section IV-B).
+
+    Args:
+      activations: (N, C).
+      rate: p in (0, 1); the paper finds 0.3 to 0.7 to work. floor(p C) neurons get a 0.
+
+    Returns:
+      (N, C) int32.
+
+    Raises:
+      ValueError: if the rate is out of range.
+    """
+    if not 0 < rate < 1:
+        raise ValueError(f"majority vote needs a pruning rate in (0, 1), got {rate}")
+    return (ranks(activations) > int(rate * activations.shape[1])).astype(jnp.int32)
+
+
+def majority_vote(votes: Array) -> Array:
+    """The server's pruning sequence: increasing number of clients that keep a neuron (section IV-B).
+
+    Args:
+      votes: (N, C) of 0 and 1.
+
+    Returns:
+      (C,) int32 channels, the first to be pruned first.
+    """
+    return jnp.argsort(jnp.sum(votes, axis=0), stable=True)
+
+
+# --- Validation -----------------------------------------------------------------------------------
+
+
+def accuracy(task: Task, examples: Batch, *, chunk: int = 1000) -> Validation:
+    """The server's own validation data: share of ``x`` (E, ...) classified as ``y`` (E,)."""
+    x, y = jnp.asarray(examples["x"]), jnp.asarray(examples["y"])
+    return lambda params: jnp.mean(predict(task, params, x, chunk=chunk) == y)
+
+
+def clients_accuracy(
+    task: Task, data: FederatedData, report: Callable[[Array], Array] = lambda shares: shares
+) -> Validation:
+    """The mean of what clients say about their own images, for a server without validation data.
+
+    Args:
+      task: the learning problem.
+      data: the clients' data.
+      report: (N,) true accuracies -> what they say; malicious clients may lie.
+    """
+
+    def validation(params: Array) -> Array:
+        def one(client: tuple[Array, Array]) -> Array:
+            index, count = client
+            right = predict(task, params, data.examples["x"][index]) == data.examples["y"][index]
+            return masked_mean(right.astype(jnp.float32), jnp.arange(index.shape[0]) < count)
+
+        said = report(jax.lax.map(one, (data.index, data.count)))
+        return masked_mean(said, data.count > 0)
+
+    return validation
+
+
+# --- Repairs --------------------------------------------------------------------------------------
+
+
+def with_neurons(layer: ConvolutionLayer, params: Array, keep: Array) -> Array:
+    """Only some neurons: kernel and bias of all others are zero. (d,), keep (C,) bool -> (d,)."""
+    return jnp.where((layer.channel < 0) | keep[layer.channel], params, 0)
+
+
+def masked(layer: ConvolutionLayer, keep: Array) -> Repair:
+    """For ``Simulation(after_round=...)``: pruned neurons stay pruned while the model is fine-tuned."""
+    return lambda key, params: with_neurons(layer, params, keep)
+
+
+def prune(
+    layer: ConvolutionLayer,
+    params: Array,
+    order: Array,
+    validation: Validation,
+    *,
+    drop: float = 0.01,
+) -> tuple[Array, Array, Info]:
+    """Prune neurons one after the other until the accuracy falls (sections IV-A and V-B).
+
+    Pruning stops before the first neuron that costs more than ``drop`` of accuracy "between two testing
+    points", here between one neuron and the next. One neuron always stays.
+
+    Args:
+      layer: the layer.
+      params: (d,).
+      order: (C,) channels, the first to be pruned first.
+      validation: params -> accuracy.
+      drop: the fall that is too much, > 0; 0.01 in the paper.
+
+    Returns:
+      The pruned parameters (d,), the neurons kept (C,) bool, and a report: ``accuracies`` (C,) after
+      0, 1, ..., C - 1 neurons, and the number ``pruned`` ().
+
+    Raises:
+      ValueError: if ``drop`` is not positive.
+    """
+    if not drop > 0:
+        raise ValueError(f"prune needs drop > 0, got {drop}")
+    position = jnp.argsort(order)  # when each channel goes
+
+    def after(number: Array) -> Array:
+        return validation(with_neurons(layer, params, position >= number))
+
+    accuracies = jax.lax.map(after, jnp.arange(layer.channels))
+    number = _before_the_first_fall(accuracies, drop)
+    keep = position >= number
+    return with_neurons(layer, params, keep), keep, {"accuracies": accuracies, "pruned": number}
+
+
+def _before_the_first_fall(accuracies: Array, drop: float) -> Array:
+    """The last index before a step down of more than ``drop``."""
+    falls = accuracies[:-1] - accuracies[1:] > drop
+    return jnp.where(jnp.any(falls), jnp.argmax(falls), len(accuracies) - 1)
+
+
+def without_extreme_weights(
+    layer: ConvolutionLayer, params: Array, delta: float | Array, keep: Array | None = None
+) -> tuple[Array, Array]:
+    """Zero the layer's weights outside of mu +- Delta sigma (section IV-C).
+
+    Args:
+      layer: the layer.
+      params: (d,).
+      delta: Delta > 0; 3 in Table I.
+      keep: (C,) bool; only the weights of these neurons make mu and sigma; default all.
+
+    Returns:
+      (d,), and how many weights became zero, ().
+    """
+    kept = layer.is_weight
+    if keep is not None:
+        kept &= keep[layer.channel]
+    number = jnp.maximum(jnp.sum(kept), 1)
+    mean = jnp.sum(jnp.where(kept, params, 0)) / number
+    deviation = jnp.sqrt(jnp.sum(jnp.where(kept, jnp.square(params - mean), 0)) / number)
+    extreme = kept & (jnp.abs(params - mean) > delta * deviation)
+    return jnp.where(extreme, 0, params), jnp.sum(extreme)
+
+
+def adjust_extreme_weights(
+    layer: ConvolutionLayer,
+    params: Array,
+    validation: Validation,
+    *,
+    deltas: Sequence[float] = (5, 4.5, 4, 3.5, 3, 2.5, 2, 1.5, 1),
+    drop: float = 0.01,
+    keep: Array | None = None,
+) -> tuple[Array, Info]:
+    """Lower Delta until the accuracy falls, and take the last one before that (section V-C).
+
+    Args:
+      layer: the layer.
+      params: (d,).
+      validation: params -> accuracy.
+      deltas: values to try, descending; one value is used as it is.
+      drop: the fall below the accuracy of ``params`` that is too much, > 0.
+      keep: (C,) bool, neurons that are not pruned; see ``without_extreme_weights``.
+
+    Returns:
+      The parameters (d,), and a report: ``deltas`` and ``accuracies`` (K,), the ``delta`` () taken (inf:
+      none, even the largest costs too much) and the number ``zeroed`` ().
+
+    Raises:
+      ValueError: if the deltas are not positive and descending, or ``drop`` is not positive.
+    """
+    values = np.asarray(deltas, np.float32)
+    if values.ndim != 1 or not len(values) or np.any(values <= 0) or np.any(np.diff(values) >= 0):
+        raise ValueError(f"adjust_extreme_weights needs positive, descending deltas, got {deltas}")
+    if not drop > 0:
+        raise ValueError(f"adjust_extreme_weights needs drop > 0, got {drop}")
+    before = validation(params)
+
+    def at(delta: Array) -> tuple[Array, Array]:
+        adjusted, zeroed = without_extreme_weights(layer, params, delta, keep)
+        return validation(adjusted), zeroed
+
+    accuracies, zeroed = jax.lax.map(at, jnp.asarray(values))
+    fine = jnp.cumprod(
+        accuracies >= before - drop
+    )  # Delta is lowered no further than the first break
+    number = jnp.where(len(values) == 1, 1, jnp.sum(fine))
+    delta = jnp.where(number > 0, jnp.asarray(values)[number - 1], jnp.inf)
+    adjusted, _ = without_extreme_weights(layer, params, delta, keep)
+    taken = jnp.where(number > 0, zeroed[number - 1], 0)
+    report = {"deltas": jnp.asarray(values), "accuracies": accuracies}
+    return adjusted, report | {"delta": delta, "zeroed": taken}
+
+
+# --- Against the repairs, and prevention ----------------------------------------------------------
+
+
+def l2_penalty(layer: ConvolutionLayer, strength: float | Array) -> Objective:
+    """Section VI-A, for ``local_sgd(objective=...)``: loss + strength * |weights of the layer|^2."""
+
+    def objective(loss: Loss, received: Array) -> Loss:
+        def penalised(params: Array, batch: Batch) -> Array:
+            weights = jnp.where(layer.is_weight, params, 0)
+            return loss(params, batch) + strength * jnp.sum(jnp.square(weights))
+
+        return penalised
+
+    return objective
+
+
+def pruning_aware(layer: ConvolutionLayer, keep: Array) -> Objective:
+    """Section VI-C, the attacker knows the final mask and trains a backdoor without pruned neurons."""
+
+    def objective(loss: Loss, received: Array) -> Loss:
+        return lambda params, batch: loss(with_neurons(layer, params, keep), batch)
+
+    return objective
+
+
+def self_clipping(layer: ConvolutionLayer, delta: float | Array) -> Callable[[Array], Array]:
+    """Section VI-C, the attacker's own weights within mu +- Delta sigma: params (d,) -> (d,).
+
+    Clipped to the bounds, unlike the server's zeroing, so that the server finds nothing to zero but what
+    rounding moved.
+    """
+
+    def clip(params: Array) -> Array:
+        number = jnp.sum(layer.is_weight)
+        mean = jnp.sum(jnp.where(layer.is_weight, params, 0)) / number
+        squares = jnp.where(layer.is_weight, jnp.square(params - mean), 0)
+        bound = delta * jnp.sqrt(jnp.sum(squares) / number)
+        return jnp.where(layer.is_weight, jnp.clip(params, mean - bound, mean + bound), params)
+
+    return clip
+
+
+def reversed_ranks(ranks: Array, malicious: Array) -> Array:
+    """Section VI-C, malicious clients report the dormant neurons as the most active ones.
+
+    Args:
+      ranks: (N, C), see ``ranks``.
+      malicious: (N,) bool.
+    """
+    return jnp.where(malicious[:, None], ranks.shape[1] + 1 - ranks, ranks)
