@@ -230,6 +230,61 @@ def _length(x: Array) -> float:
     return math.sqrt(sum(float(value) ** 2 for value in _float64(x)))
 
 
+def norm_clipping(updates: Array, bound: float, weights: Array | None = None) -> Array:
+    """Bagdasaryan et al. 2020, section VI-C: the weighted mean of u_i min(1, S / |u_i|)."""
+    rows, weights, _ = present(updates, weights)
+    clipped = [row * min(1.0, bound / length) if (length := _length(row)) else row for row in rows]
+    return mean(np.array(clipped).reshape(rows.shape), weights)
+
+
+def sybil_selection(updates: Array, largest: float, weights: Array | None = None) -> list[int]:
+    """Rows without another present row at a cosine above ``largest``; a zero row has cosine 0."""
+    rows, _, which = present(updates, weights)
+    keep = []
+    for i, row in enumerate(rows):
+        cosines = [
+            np.dot(_unit(row), _unit(other)) if _length(row) and _length(other) else 0.0
+            for j, other in enumerate(rows)
+            if j != i
+        ]
+        if not cosines or max(cosines) <= largest:
+            keep.append(int(which[i]))
+    return keep
+
+
+def auror_selection(
+    updates: Array, threshold: float, weights: Array | None = None
+) -> tuple[list[int], int]:
+    """Rows kept, and the number of indicative coordinates; see ``aggregators.auror``."""
+    rows, _, which = present(updates, weights)
+    n = len(rows)
+    indicative = []
+    for j in range(rows.shape[1]):
+        values = np.sort(rows[:, j])
+        spreads = {}
+        for split in range(1, n):  # the best split by k-means' own objective
+            low, high = values[:split], values[split:]
+            cost = ((low - low.mean()) ** 2).sum() + ((high - high.mean()) ** 2).sum()
+            spreads[cost] = high.mean() - low.mean()
+        if spreads and spreads[min(spreads)] > threshold:
+            indicative.append(j)
+    if not indicative:
+        return [int(i) for i in which], 0
+    x = rows[:, indicative]
+    pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
+    i, j = max(pairs, key=lambda pair: ((x[pair[0]] - x[pair[1]]) ** 2).sum())
+    centres = [x[i], x[j]]
+    for _ in range(11):
+        second = np.array(
+            [((r - centres[1]) ** 2).sum() < ((r - centres[0]) ** 2).sum() for r in x]
+        )
+        centres = [x[~second].mean(0), x[second].mean(0)]
+    if 2 * second.sum() == n:
+        return [int(i) for i in which], len(indicative)
+    smaller = second if 2 * second.sum() < n else ~second
+    return [int(i) for i in which[~smaller]], len(indicative)
+
+
 def fltrust_cosines(updates: Array, g_0: Array, weights: Array | None = None) -> Array:
     """The cosine of each row's angle with g_0; 0 for absent and for zero rows, or if g_0 is zero.
 

@@ -29,6 +29,7 @@ from fedjax_robust.aggregators import (
     mean,
     median,
     multi_krum,
+    norm_clipping,
     trimmed_mean,
 )
 from fedjax_robust.types import Aggregator, Client, Received
@@ -131,6 +132,14 @@ RULES = {
         ref.bulyan_selection,
         TINY | TIES | SCALES,
         TIES,
+    ),
+    "norm_clipping": Rule(
+        lambda f: norm_clipping(0.8),
+        lambda x, f, w: ref.norm_clipping(x, 0.8, w),
+        lambda f: 1,
+        robust=False,
+        weighted=True,
+        equivariant=False,
     ),
     "fltrust": trusting(fltrust, ref.fltrust, ref.fltrust_scores),
     "fltrust_no_relu": trusting(fltrust_no_relu, ref.fltrust_no_relu, ref.fltrust_cosines),

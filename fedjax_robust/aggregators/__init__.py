@@ -1,6 +1,13 @@
 """Server rules. Each is made by a lower-case factory and can be called on a plain (n, d) matrix."""
 
 from fedjax_robust.aggregators.basic import mean, median, trimmed_mean
+from fedjax_robust.aggregators.clipping import norm_clipping, participant_dp, privacy_spent
+from fedjax_robust.aggregators.detection import (
+    accuracy_auditing,
+    auror,
+    cosine_to_model,
+    sybil_check,
+)
 from fedjax_robust.aggregators.krum import bulyan, krum, multi_krum
 from fedjax_robust.aggregators.trust import (
     fltrust,
@@ -15,7 +22,10 @@ from fedjax_robust.aggregators.trust import (
 from fedjax_robust.aggregators.validation import err, lfr, union
 
 __all__ = [
+    "accuracy_auditing",
+    "auror",
     "bulyan",
+    "cosine_to_model",
     "err",
     "fltrust",
     "fltrust_no_norm",
@@ -28,7 +38,11 @@ __all__ = [
     "mean",
     "median",
     "multi_krum",
+    "norm_clipping",
+    "participant_dp",
+    "privacy_spent",
     "server_update",
+    "sybil_check",
     "trimmed_mean",
     "trusted_mean",
     "union",
