@@ -1,6 +1,8 @@
 """Measure the package's kernels against what they replace.
 
 - ``sort_clients`` against ``jnp.sort`` and ``np.sort`` along the clients.
+- Whole rules: median and trimmed mean against the same of ``jnp.sort`` and ``np.sort``; Krum, Bulyan and
+  pairwise distances against the one matrix product x x^T.
 - One round of FLTrust's adaptive attack, by its law, against the same with explicit directions, one
   Gaussian vector per query; and the first-order attack.
 - The clients' gradients of the DNN of Fang et al. (2020), with the same weights for all clients (one
@@ -37,6 +39,7 @@ import tyro
 import fedjax_robust as fr
 from fedjax_robust import aggregators, attacks, report
 from fedjax_robust.models import FangDNN, xavier
+from fedjax_robust.robust_stats import pairwise_squared_distances
 from fedjax_robust.sorting import sort_clients
 from fedjax_robust.tasks import classification
 
@@ -45,7 +48,12 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    kernels: tuple[Literal["sort", "adaptive", "conv"], ...] = ("sort", "adaptive", "conv")
+    kernels: tuple[Literal["sort", "rules", "adaptive", "conv"], ...] = (
+        "sort",
+        "rules",
+        "adaptive",
+        "conv",
+    )
     clients: int = 100
     """n, the rows of the matrix and the clients whose gradients are computed."""
     parameters: tuple[int, ...] = (139_960, 1_000_000)
@@ -157,6 +165,48 @@ def bench_sort(n: int, d: int, repeats: int) -> list[Row]:
         ratio = times[name]["ms"] / times["sort_clients"]["ms"]
         what = f"gradient by the trimmed mean's ranks, {n} x {d}"
         rows.append({"what": what, "how": name, **times[name], **extra, "slower": ratio})
+    return rows
+
+
+def bench_rules(n: int, d: int, repeats: int) -> list[Row]:
+    """f = n / 5 (Bulyan: (n - 3) / 4, its largest)."""
+    x = np.random.default_rng(0).normal(size=(n, d)).astype(np.float32)
+    on_device = jnp.asarray(x)
+    f = n // 5
+    present = jnp.ones(n, bool)
+    groups: dict[str, dict[str, Callable[..., jax.Array]]] = {
+        "median": {
+            "median": lambda x: aggregators.median()(x),
+            "jnp.median": lambda x: jnp.median(x, axis=0),
+            "np.median": lambda: np.median(x, axis=0),
+        },
+        "trimmed mean": {
+            "trimmed_mean": lambda x: aggregators.trimmed_mean(f)(x),
+            "mean of jnp.sort": lambda x: jnp.mean(jnp.sort(x, axis=0)[f : n - f], axis=0),
+            "mean of np.sort": lambda: np.mean(np.sort(x, axis=0)[f : n - f], axis=0),
+        },
+        "distances": {
+            "matrix product": lambda x: jnp.dot(x, x.T, precision="highest"),
+            "pairwise distances": lambda x: pairwise_squared_distances(x, present),
+            "krum": lambda x: aggregators.krum(f)(x),
+            "bulyan": lambda x: aggregators.bulyan((n - 3) // 4)(x),
+        },
+    }
+    rows = []
+    for what, ways in groups.items():
+        runs, facts = {}, {}
+        for name, way in ways.items():
+            if name.startswith("np.") or "np.sort" in name.split():
+                runs[name], facts[name] = way, {}
+            else:
+                runs[name], facts[name] = compiled(way, on_device)
+        times = measure(runs, repeats)
+        first = next(iter(times.values()))["ms"]
+        rows += [
+            {"what": f"{what}, {n} x {d}", "how": name, **row, **facts[name]}
+            | {"slower": row["ms"] / first}
+            for name, row in times.items()
+        ]
     return rows
 
 
@@ -283,6 +333,9 @@ def main(settings: Settings) -> list[Row]:
     if "sort" in settings.kernels:
         for d in settings.parameters:
             rows += bench_sort(settings.clients, d, settings.repeats)
+    if "rules" in settings.kernels:
+        for d in settings.parameters:
+            rows += bench_rules(settings.clients, d, settings.repeats)
     if "adaptive" in settings.kernels:
         for d in settings.model_sizes:
             rows += bench_adaptive(settings.clients, d, settings.repeats)
@@ -290,7 +343,7 @@ def main(settings: Settings) -> list[Row]:
         rows += bench_conv(settings)
     print(report.markdown_table(rows))
     print(
-        "\nslower: times the median of sort_clients, of fltrust_adaptive, or of the best chunk. "
+        "\nslower: times the median of the first way (of the best chunk for gradients). "
         "Memory beside arguments."
     )
     if settings.out is not None:
