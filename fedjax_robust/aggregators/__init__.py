@@ -1,6 +1,6 @@
 """Server rules. Each is made by a lower-case factory and can be called on a plain (n, d) matrix."""
 
-from fedjax_robust.aggregators.basic import mean, median, trimmed_mean
+from fedjax_robust.aggregators.basic import fedavg_eta, mean, median, trimmed_mean
 from fedjax_robust.aggregators.krum import bulyan, krum, multi_krum
 from fedjax_robust.aggregators.trust import (
     fltrust,
@@ -17,6 +17,7 @@ from fedjax_robust.aggregators.validation import err, lfr, union
 __all__ = [
     "bulyan",
     "err",
+    "fedavg_eta",
     "fltrust",
     "fltrust_no_norm",
     "fltrust_no_relu",
