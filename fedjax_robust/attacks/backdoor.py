@@ -119,7 +119,11 @@ def mask_trigger(mask: Array | np.ndarray, pattern: float | Array | np.ndarray =
         )
 
     def trigger(x: Array) -> Array:
-        if np.broadcast_shapes(mask.shape, x.shape[1:]) != x.shape[1:]:
+        try:
+            fits = np.broadcast_shapes(mask.shape, x.shape[1:]) == x.shape[1:]
+        except ValueError:
+            fits = False
+        if not fits:
             raise ValueError(f"mask_trigger: a mask {mask.shape} does not fit inputs {x.shape[1:]}")
         return jnp.where(mask, jnp.asarray(pattern, x.dtype), x)
 
