@@ -5,6 +5,7 @@ Submodules: ``aggregators`` (server rules), ``attacks``, ``data``, ``metrics``, 
 
 from fedjax_robust import aggregators, attacks, data, metrics, models
 from fedjax_robust.clients import local_sgd
+from fedjax_robust.participation import attackers_selected
 from fedjax_robust.simulate import run, step
 from fedjax_robust.tasks import classification
 from fedjax_robust.types import (
@@ -36,6 +37,7 @@ __all__ = [
     "Simulation",
     "Task",
     "aggregators",
+    "attackers_selected",
     "attacks",
     "classification",
     "data",

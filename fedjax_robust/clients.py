@@ -10,11 +10,13 @@ import jax.numpy as jnp
 from fedjax_robust.types import Array, Batch, Client, ClientData, Info, Key, State, Task, is_number
 
 Poison = Callable[[Key, Batch], Batch]
-"""key, batch -> batch of the same shapes."""
+"""key, batch -> batch of the same shapes. ``batch["client"]`` () int32 is the client's id."""
 Loss = Callable[[Array, Batch], Array]
 Carry = tuple[Array, State]
 Objective = Callable[[Loss, Array], Loss]
 """loss, received params (d,) -> the loss that is minimised instead."""
+Schedule = Callable[[Array], Array]
+"""epochs (or steps) done () -> learning rate (), as optax's schedules."""
 
 
 def sample_without_replacement(key: Key, count: Array, size: int) -> tuple[Array, Array]:
@@ -64,7 +66,7 @@ def _shuffled_positions(key: Key, data: ClientData, steps: int, size: int) -> tu
 
 def local_sgd(
     task: Task,
-    learning_rate: float | Array,
+    learning_rate: float | Array | Schedule,
     batch_size: int | None,
     *,
     steps: int = 1,
@@ -73,6 +75,7 @@ def local_sgd(
     keep_momentum: bool = False,
     poison: Poison | None = None,
     objective: Objective | None = None,
+    stop: Callable[[Array], Array] | None = None,
 ) -> Client:
     """Stochastic gradient descent on the client's own data.
 
@@ -82,7 +85,9 @@ def local_sgd(
 
     Args:
       task: the learning problem.
-      learning_rate: step size on the mean gradient, > 0.
+      learning_rate: step size on the mean gradient, > 0; or a schedule, a function of the number of
+        epochs done (without ``epochs``: of steps), such as
+        ``optax.exponential_decay(0.05, 2, 0.1, staircase=True)``: a tenth after every 2 epochs.
       batch_size: b, drawn without replacement and anew in each step; a client with fewer examples uses
         all it has. None = all of the client's data (full-batch gradient).
       steps: local steps, >= 1; leave it at 1 when ``epochs`` is given.
@@ -93,12 +98,15 @@ def local_sgd(
         momentum); else v starts at zero in every round.
       poison: applied to every batch (data poisoning).
       objective: replaces the loss (training-time attacks).
+      stop: params (d,) -> () bool, asked before each epoch; once it is true, nothing changes any more
+        (early stopping). Needs ``epochs``.
 
     Raises:
-      ValueError: for sizes or rates out of range, or both steps and epochs.
+      ValueError: for sizes or rates out of range, both steps and epochs, or stop without epochs.
     """
-    if is_number(learning_rate) and not learning_rate > 0:
-        raise ValueError(f"local_sgd needs learning_rate > 0, got {learning_rate}")
+    fixed = 1.0 if callable(learning_rate) else learning_rate
+    if is_number(fixed) and not fixed > 0:
+        raise ValueError(f"local_sgd needs learning_rate > 0, got {fixed}")
     if is_number(momentum) and not 0 <= momentum < 1:
         raise ValueError(f"local_sgd needs 0 <= momentum < 1, got {momentum}")
     if batch_size is not None and batch_size < 1:
@@ -109,6 +117,9 @@ def local_sgd(
         raise ValueError(f"local_sgd needs steps, epochs >= 1, got steps={steps}, epochs={epochs}")
     if epochs is not None and steps != 1:
         raise ValueError(f"local_sgd takes steps or epochs, got steps={steps} and epochs={epochs}")
+    if stop is not None and epochs is None:
+        raise ValueError("local_sgd asks stop before each epoch: give epochs, not steps")
+    rate_at = learning_rate if callable(learning_rate) else lambda _: learning_rate
     has_momentum = not (is_number(momentum) and momentum == 0)
     if keep_momentum and not has_momentum:
         raise ValueError("local_sgd keeps a momentum only if there is one: set momentum > 0")
@@ -121,16 +132,16 @@ def local_sgd(
     ) -> tuple[Array, State, Info]:
         loss = task.loss if objective is None else objective(task.loss, received)
 
-        def step(carry: Carry, key: Key, batch: Batch) -> tuple[Carry, Array]:
+        def step(carry: Carry, key: Key, batch: Batch, rate: float | Array) -> tuple[Carry, Array]:
             params, velocity = carry
             if poison is not None:
-                batch = poison(key, batch)
+                batch = poison(key, batch | {"client": jnp.asarray(data.id)})
             value, gradient = jax.value_and_grad(loss)(params, batch)
             new_velocity: State = ()
             direction = gradient
             if has_momentum:
                 new_velocity = direction = momentum * velocity + gradient
-            new_params = params - learning_rate * direction
+            new_params = params - rate * direction
             if epochs is not None or has_momentum:  # nothing moves on a step without examples
                 empty = jnp.sum(batch["mask"]) == 0
                 new_params, new_velocity = jax.tree.map(
@@ -147,7 +158,7 @@ def local_sgd(
 
             def random_step(carry: Carry, i: int | Array) -> tuple[Carry, Array]:
                 draw, change = jax.random.split(jax.random.fold_in(key, i))
-                return step(carry, change, _random_batch(draw, data, size))
+                return step(carry, change, _random_batch(draw, data, size), rate_at(jnp.asarray(i)))
 
             carry, first = random_step(carry, 0)  # outside the loop: its weights are shared
             losses = first[None]
@@ -159,15 +170,25 @@ def local_sgd(
             size = capacity if batch_size is None else min(batch_size, capacity)
             per_epoch = -(-capacity // size)
 
-            def epoch(carry: Carry, e: Array) -> tuple[Carry, Array]:
+            def train(carry: Carry, e: Array) -> tuple[Carry, Array]:
                 order, change = jax.random.split(jax.random.fold_in(key, e))
                 batches = _shuffled_positions(order, data, per_epoch, size)
 
                 def one(carry: Carry, batch: tuple[Array, ...]) -> tuple[Carry, Array]:
                     i, positions, mask = batch
-                    return step(carry, jax.random.fold_in(change, i), _take(data, positions, mask))
+                    here = _take(data, positions, mask)
+                    return step(carry, jax.random.fold_in(change, i), here, rate_at(e))
 
                 return jax.lax.scan(one, carry, (jnp.arange(per_epoch), *batches))
+
+            def epoch(carry: Carry, e: Array) -> tuple[Carry, Array]:
+                if stop is None:
+                    return train(carry, e)
+                no_losses = jnp.zeros(per_epoch, received.dtype)
+                # What has stopped does not change, so that it is found to have stopped again.
+                return jax.lax.cond(
+                    stop(carry[0]), lambda: (carry, no_losses), lambda: train(carry, e)
+                )
 
             carry, losses = jax.lax.scan(epoch, carry, jnp.arange(epochs))
         params, velocity = carry

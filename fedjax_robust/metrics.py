@@ -97,6 +97,30 @@ def _attack_success(task: Task, target: int, chunk: int) -> Callable[..., dict[s
     return evaluate
 
 
+def backdoor_accuracy(task: Task, x: Array, target: int, *, chunk: int = 1000) -> Evaluate:
+    """Backdoor accuracy: ``backdoor_accuracy``, the share of examples classified as the target.
+
+    All count, so their true label should be another: of a semantic backdoor, variations of the held-out
+    images (``data.images.variations``), of which Bagdasaryan et al. (2020, section V-C) take 1,000. For
+    triggers, see ``attack_success``.
+
+    Args:
+      task: the learning problem.
+      x: (E, ...) examples with the backdoor's feature.
+      target: the label the attacker wants.
+      chunk: examples evaluated at a time.
+    """
+    return Partial(_backdoor_accuracy(task, target, chunk), jnp.asarray(x))
+
+
+@functools.cache
+def _backdoor_accuracy(task: Task, target: int, chunk: int) -> Callable[..., dict[str, Array]]:
+    def evaluate(x: Array, params: Array) -> dict[str, Array]:
+        return {"backdoor_accuracy": jnp.mean(predict(task, params, x, chunk=chunk) == target)}
+
+    return evaluate
+
+
 def together(*evaluations: Evaluate) -> Evaluate:
     """Several evaluations as one.
 

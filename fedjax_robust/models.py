@@ -85,6 +85,30 @@ class FLTrustCNN(FangDNN):
     hidden: int = 100
 
 
+class MnistNet(nn.Module):
+    """The MNIST network of DBA's code (Xie et al., ICLR 2020); Xavier magnitude 2.24.
+
+    Convolution 5x5x20, ReLU, max-pool 2x2, convolution 5x5x50, ReLU, max-pool 2x2, dense 500, ReLU, dense
+    ``num_classes``; no padding. 431,080 parameters for 28x28x1 and 10 classes.
+
+    Attributes:
+        num_classes: L.
+        features: output channels of the two convolutions.
+        hidden: size of the dense layer.
+    """
+
+    num_classes: int
+    features: tuple[int, int] = (20, 50)
+    hidden: int = 500
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x (b, H, W, C), at least 16x16 pixels -> logits (b, num_classes)."""
+        for features in self.features:
+            x = nn.relu(max_pool2x2(Conv(features, (5, 5), kernel_init=xavier(2.24))(x)))
+        return MLP(self.num_classes, (self.hidden,))(x)
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut: ReLU(norm(conv(ReLU(norm(conv(x))))) + shortcut(x)).
 
@@ -144,6 +168,39 @@ class ResNet20(nn.Module):
                 x = ResidualBlock(
                     features, stride if first else 1, first and stride > 1, self.norm
                 )(x)
+        return nn.Dense(self.num_classes, kernel_init=xavier(math.pi))(x.mean((1, 2)))
+
+
+class ResNet18(nn.Module):
+    """The lightweight ResNet18 of Bagdasaryan et al. (AISTATS 2020) and DBA (ICLR 2020) for CIFAR-10.
+
+    A 3x3 convolution with ``width`` channels, normalisation and ReLU, four stages of two
+    ``ResidualBlock`` with 1, 2, 4 and 8 times the width, of which all but the first halve the image, the
+    mean over all pixels, and a dense layer. Convolutions have no bias and a padding of 1. 2,797,610
+    parameters for 32x32x3 inputs and 10 classes, as in the authors' code.
+
+    What differs there: running averages of batch norm's statistics, which the server averages, and the
+    attacker scales, like parameters (here see ``BatchNorm``); PyTorch's initial weights, where these are
+    Xavier's with magnitude 3.1415926 as in ``ResNet20``.
+
+    Attributes:
+        num_classes: L.
+        width: channels of the first stage; the papers' is 32.
+        norm: as in ``ResNet20``, called 20 times.
+    """
+
+    num_classes: int
+    width: int = 32
+    norm: Callable[[], nn.Module] = BatchNorm
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x (b, H, W, C) -> logits (b, num_classes)."""
+        x = nn.relu(self.norm()(_conv(self.width, 3)(x)))
+        for stage in range(4):
+            for i in range(2):
+                first = stage > 0 and i == 0
+                x = ResidualBlock(self.width * 2**stage, 2 if first else 1, first, self.norm)(x)
         return nn.Dense(self.num_classes, kernel_init=xavier(math.pi))(x.mean((1, 2)))
 
 

@@ -74,6 +74,10 @@ def check(sim: Simulation, data: FederatedData) -> None:
         raise ValueError(
             f"num_malicious must lie in 0 .. N, got {sim.num_malicious} of N={num_clients} clients"
         )
+    if sim.clients_per_round is not None and sim.participants is not None:
+        raise ValueError(
+            "participants and clients_per_round are two ways to draw a round's clients; pass one"
+        )
     if sim.clients_per_round is not None and not 1 <= sim.clients_per_round <= num_clients:
         raise ValueError(
             f"clients_per_round must lie in 1 .. N={num_clients}, got {sim.clients_per_round}; "
@@ -111,7 +115,10 @@ def step(
     key = jax.random.fold_in(state.key, state.round)
     select_key, train_key, attack_key, server_key, repair_key = jax.random.split(key, 5)
 
-    ids = _participants(select_key, data.index.shape[0], sim.clients_per_round)
+    if sim.participants is None:
+        ids = _participants(select_key, data.index.shape[0], sim.clients_per_round)
+    else:
+        ids = sim.participants(select_key, state.round)
     count = data.count[ids]
     weights = sim.weights(count)
     updates, clients, losses = _train(sim, train_key, ids, state, data, mesh)
@@ -138,6 +145,7 @@ def step(
             aggregate=_this_rounds_rule(sim, state, weights, ids, server_key)
             if sim.knowledge.rule
             else None,
+            ids=ids,
         )
         crafted, attack = sim.attack.craft(view, attack)
         crafted = jnp.where(
@@ -185,11 +193,9 @@ def _train(
     """All clients of the round -> updates (n, d), states of all N clients, losses (n,)."""
     honest, malicious = state.clients
     if sim.attack.client is None or sim.num_malicious == 0:
-        updates, honest, losses = _train_group(
-            sim, sim.client, key, ids, honest, state.params, data, mesh
-        )
+        updates, honest, losses = _train_group(sim, sim.client, key, ids, honest, state, data, mesh)
         return updates, (honest, malicious), losses
-    train = functools.partial(_train_group, sim, params=state.params, data=data, mesh=mesh)
+    train = functools.partial(_train_group, sim, state=state, data=data, mesh=mesh)
     first = min(sim.num_malicious, ids.shape[0])
     everyone = ids.shape[0] == data.index.shape[0]
     # With everyone taking part, which rows are malicious is known now; else the first rows may be.
@@ -212,19 +218,19 @@ def _train_group(
     key: Key,
     ids: Array,
     states: State,
-    params: Array,
+    state: SimState,
     data: FederatedData,
     mesh: Mesh | None,
 ) -> tuple[Array, State, Array]:
     """Clients ``ids`` -> updates, states with theirs renewed, losses. Ids without a state (an honest
     client in a malicious group) train, and their state is dropped."""
 
-    def train(shared: tuple[Key, Array, Batch], clients: Any) -> tuple[Array, State, Array]:
-        key, params, examples = shared
+    def train(shared: tuple[Key, Array, Array, Batch], clients: Any) -> tuple[Array, State, Array]:
+        key, params, rounds, examples = shared
 
         def one(args: tuple[Array, State, Array, Array]) -> tuple[Array, State, Array]:
             client_id, own, index, count = args
-            client_data = ClientData(examples, index, count)
+            client_data = ClientData(examples, index, count, client_id, rounds)
             update, own, info = client.update(
                 jax.random.fold_in(key, client_id), params, own, client_data
             )
@@ -236,7 +242,10 @@ def _train_group(
 
     own = jax.tree.map(lambda s: s.at[ids].get(mode="clip"), states)
     updates, own, losses = sharding.map_clients(
-        mesh, train, (key, params, data.examples), (ids, own, data.index[ids], data.count[ids])
+        mesh,
+        train,
+        (key, state.params, state.round, data.examples),
+        (ids, own, data.index[ids], data.count[ids]),
     )
     states = jax.tree.map(lambda s, new: s.at[ids].set(new, mode="drop"), states, own)
     return updates, states, losses

@@ -51,13 +51,17 @@ class FederatedData(NamedTuple):
 
 
 class ClientData(NamedTuple):
-    """What one client trains on: the shared pool and its own rows of it."""
+    """What one client trains on: the shared pool and its own rows of it; and who and when it is."""
 
     examples: Batch
     index: Array  # type: ignore[assignment]
     """(m,) int32 rows of the pool, padded."""
     count: Array  # type: ignore[assignment]
     """() int32 valid entries."""
+    id: Array | int = 0
+    """() int32 in [0, N), the client's own."""
+    round: Array | int = 0
+    """() int32, rounds done before this one."""
 
 
 class Client(NamedTuple):
@@ -148,6 +152,8 @@ class AttackerView(NamedTuple):
     key: Key
     aggregate: Callable[[Array], Array] | None
     """updates (n, d) -> (d,): the very rule that the server runs this round; None if unknown."""
+    ids: Array | None = None
+    """(n,) int32 in [0, N), the clients of the rows."""
 
 
 def _unchanged(view: AttackerView, state: State) -> tuple[Array, State]:
@@ -203,6 +209,9 @@ class Simulation(NamedTuple):
     """Fed with minus the aggregate, so that ``sgd(1.0)`` adds the aggregate to the model (FedAvg)."""
     clients_per_round: int | None = None
     """Clients drawn without replacement in each round; None = all N."""
+    participants: Callable[[Key, Array], Array] | None = None
+    """Another way to draw them: key, rounds done () -> (n,) int32 ascending different ids; see
+    ``attackers_selected``."""
     weights: Callable[[Array], Array] = equal_weights
     """Example counts (n,) -> weights (n,) of the rows. A client without data must get weight 0."""
     after_round: Repair | None = None

@@ -750,6 +750,133 @@ def backdoored_copies(
     return np.concatenate([x, trigger(x)]), np.concatenate([y, [target] * len(y)])
 
 
+# --- Model replacement (Bagdasaryan et al., AISTATS 2020; equations and sections are theirs) -------
+
+
+def fedavg_eta(updates: Array, eta: float, num_clients: int, weights: Array | None = None) -> Array:
+    """Eq. 1: eta / n times the sum of the updates of the participants, n all clients."""
+    rows, _, _ = present(updates, weights)
+    total = np.zeros(rows.shape[1])
+    for row in rows:
+        total = total + row
+    return eta / num_clients * total
+
+
+def p_distance(x: Array, g: Array, p: float) -> float:
+    """||X - G||_p."""
+    sizes = [abs(float(a) - float(b)) for a, b in zip(x, g, strict=True)]
+    if math.isinf(p):
+        return max(sizes)
+    return sum(size**p for size in sizes) ** (1 / p)
+
+
+def cosine_distance(x: Array, g: Array) -> float:
+    """Section VI-A: 1 - cos(X, G)."""
+    x, g = _float64(x), _float64(g)
+    return 1 - float(np.sum(x * g)) / (math.sqrt(np.sum(x * x)) * math.sqrt(np.sum(g * g)))
+
+
+def equal_parts(difference: Array, z: int, gamma: float) -> Array:
+    """z rows of gamma / z (X - G)."""
+    return np.array([gamma / z * _float64(difference)] * z)
+
+
+def norm_bounded(difference: Array, z: int, bound: float) -> Array:
+    """z rows of S (X - G) / ||X - G||_2 (eq. 5; eq. 6 without its misprint); zero if X = G."""
+    difference = _float64(difference)
+    length = _length(difference)
+    return np.array([bound / length * difference if length else difference] * z)
+
+
+def constrain_and_scale(
+    weights: Array,
+    bias: Array,
+    x: Array,
+    y: Array,
+    backdoor: tuple[Array, Array],
+    alpha: float,
+    rates: Sequence[float],
+    epsilon: float,
+    gamma: float,
+) -> tuple[Array, Array, int]:
+    """Algorithm 2 for softmax regression, one batch per epoch, L_ano = ||X - G||_2.
+
+    ``rates`` are those of the epochs. Returns gamma (X - G) of weights and bias, and the epochs made.
+    """
+    w_g, b_g = _float64(weights), _float64(bias)
+    w, b = w_g.copy(), b_g.copy()
+    made = 0
+    for rate in rates:
+        losses = [
+            -math.log(softmax(_float64(image) @ w + b)[label])
+            for image, label in zip(*backdoor, strict=True)
+        ]
+        if sum(losses) / len(losses) < epsilon:
+            break
+        step_w, step_b = softmax_regression_sgd(w, b, [(x, y)], 1.0)  # minus the gradients
+        length = math.sqrt(np.sum((w - w_g) ** 2) + np.sum((b - b_g) ** 2))
+        pull_w, pull_b = ((w - w_g) / length, (b - b_g) / length) if length else (0.0, 0.0)
+        w = w + rate * (alpha * step_w - (1 - alpha) * pull_w)
+        b = b + rate * (alpha * step_b - (1 - alpha) * pull_b)
+        made += 1
+    return gamma * (w - w_g), gamma * (b - b_g), made
+
+
+def dirichlet_truncated(by_label: Sequence[Sequence[int]], shares: Array) -> list[list[int]]:
+    """The authors' split: examples of each label in the order in which they are dealt, shares
+    (labels, participants) -> each participant's examples."""
+    own: list[list[int]] = [[] for _ in range(shares.shape[1])]
+    class_size = len(by_label[0])
+    for label, examples in enumerate(by_label):
+        left = list(examples)
+        for participant in range(shares.shape[1]):
+            number = min(len(left), round(class_size * float(shares[label, participant])))
+            own[participant] += left[:number]
+            left = left[number:]
+    return own
+
+
+def shift(x: Array, offsets: Array) -> Array:
+    """y[i, r, c] = x[i, r + offsets[i, 0], c + offsets[i, 1]], 0 outside."""
+    _, height, width, _ = x.shape
+    y = np.zeros_like(x)
+    for i in range(len(x)):
+        for r in range(height):
+            for c in range(width):
+                row, column = r + offsets[i][0], c + offsets[i][1]
+                if 0 <= row < height and 0 <= column < width:
+                    y[i, r, c] = x[i, row, column]
+    return y
+
+
+def rotate(x: Array, degrees: Array) -> Array:
+    """Counter-clockwise about the centre, bilinear, 0 outside.
+
+    In coordinates (right, up) from the centre, the value at p comes from p turned back.
+    """
+    _, height, width, channels = x.shape
+    y = np.zeros(x.shape)
+
+    def pixel(image: Array, row: int, column: int) -> Array:
+        inside = 0 <= row < height and 0 <= column < width
+        return image[row, column] if inside else np.zeros(channels)
+
+    for i in range(len(x)):
+        turn = math.radians(float(degrees[i]))
+        for r in range(height):
+            for c in range(width):
+                right, up = c - (width - 1) / 2, (height - 1) / 2 - r
+                from_right = math.cos(turn) * right + math.sin(turn) * up
+                from_up = -math.sin(turn) * right + math.cos(turn) * up
+                row, column = (height - 1) / 2 - from_up, from_right + (width - 1) / 2
+                top, left = math.floor(row), math.floor(column)
+                for dr in (0, 1):
+                    for dc in (0, 1):
+                        share = (1 - abs(row - top - dr)) * (1 - abs(column - left - dc))
+                        y[i, r, c] += share * pixel(x[i], top + dr, left + dc)
+    return y
+
+
 # --- Metrics -------------------------------------------------------------------------------------
 
 

@@ -19,9 +19,11 @@ import numpy as np
 import pytest
 import reference as ref
 
+from fedjax_robust import attacks
 from fedjax_robust.aggregators import krum, mean, median, trimmed_mean
 from fedjax_robust.attacks import (
     data_poisoning,
+    equal_parts,
     fang_krum_full,
     fang_krum_partial,
     fang_trim_deviation,
@@ -30,10 +32,14 @@ from fedjax_robust.attacks import (
     gaussian,
     in_rounds,
     label_flip,
+    model_replacement,
     no_attack,
+    norm_bounded,
+    orthogonal_parts,
     scaling,
+    train_and_scale,
 )
-from fedjax_robust.types import Attack, AttackerView, Client, Knowledge
+from fedjax_robust.types import Attack, AttackerView, Client, ClientData, Knowledge
 
 EPSILON = 0.01  # the default radius of the ball
 ALL = Knowledge(others=True, rule=True)
@@ -125,6 +131,38 @@ def check_nothing(rows: np.ndarray, r: Round) -> None:
 def check_scaling(rows: np.ndarray, r: Round, scale: float) -> None:
     sent = ref.scaling(r.updates, r.malicious, scale)[r.malicious]
     np.testing.assert_allclose(rows, np.broadcast_to(sent, rows.shape), rtol=1e-6)
+
+
+def check_train_and_scale(rows: np.ndarray, r: Round, bound: float) -> None:
+    sent = [ref.norm_bounded(row, 1, bound)[0] for row in r.own]
+    expected = np.broadcast_to(np.reshape(sent, r.own.shape), rows.shape)
+    np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=1e-6)
+
+
+# X = 2 - G: what model replacement trains, whatever the clients do.
+MIRROR = Client(lambda params: (), lambda key, g, state, data: (2 - 2 * g, state, {}))
+
+
+def replacing(divide: Callable) -> Attack:
+    return model_replacement(MIRROR, ClientData({}, jnp.zeros(0), jnp.int32(0)), divide)
+
+
+def check_replacement(rows: np.ndarray, r: Round, divide: Callable) -> None:
+    """``divide`` (X - G (d,), z) -> (z, d)"""
+    sent = divide(2 - 2 * r.params, len(r.own))
+    np.testing.assert_allclose(rows, np.broadcast_to(sent, rows.shape), rtol=1e-5)
+
+
+def check_orthogonal(rows: np.ndarray, r: Round, gamma: float) -> None:
+    """Rows (draws, z, d): they sum to gamma (X - G), and any two are orthogonal, both exactly."""
+    total = np.float32(gamma) * (2 - 2 * r.params)
+    np.testing.assert_array_equal(rows.sum(axis=1), np.broadcast_to(total, rows[:, 0].shape))
+    products = np.einsum("kid,kjd->kij", rows, rows)
+    assert np.all(products[:, ~np.eye(len(r.own), dtype=bool)] == 0)
+    # Every attacker has each coordinate in one of z draws, to five standard errors.
+    z, draws = len(r.own), len(rows)
+    share = np.mean(rows != 0, axis=0)
+    assert np.max(np.abs(share - 1 / z)) <= 5 * math.sqrt((1 - 1 / z) / z / draws)
 
 
 def check_gaussian(rows: np.ndarray, r: Round) -> None:
@@ -324,6 +362,12 @@ ATTACKS = {
     ),
     "gaussian": Case(gaussian(), check_gaussian),
     "scaling": Case(scaling(14.0), functools.partial(check_scaling, scale=14.0), draws=2),
+    "train_and_scale": Case(train_and_scale(2.5), with_(check_train_and_scale, bound=2.5), draws=2),
+    "model_replacement": Case(
+        replacing(equal_parts(14.0)),
+        with_(check_replacement, divide=lambda u, z: ref.equal_parts(u, z, 14.0)),
+        draws=2,
+    ),
     "fang_trim_full": Case(fang_trim_full(), check_trim_full, trim_is_clear),
     "fang_trim_deviation": Case(fang_trim_deviation(), check_trim_deviation, trim_is_clear),
     "fang_trim_partial": Case(fang_trim_partial(), check_trim_partial, shapes=TWO_OWN),
@@ -334,6 +378,19 @@ ATTACKS = {
     ),
 }
 VARIANTS = {
+    "model_replacement norm_bounded": Case(
+        replacing(norm_bounded(2.5)),
+        with_(check_replacement, divide=lambda u, z: ref.norm_bounded(u, z, 2.5)),
+        draws=2,
+    ),
+    "model_replacement copies": Case(
+        replacing(attacks.copies()),
+        with_(check_replacement, divide=lambda u, z: np.array([u] * z)),
+        draws=2,
+    ),
+    "model_replacement orthogonal_parts": Case(
+        replacing(orthogonal_parts(3.0)), with_(check_orthogonal, gamma=3.0), draws=400
+    ),
     "fang_trim_full b": Case(
         fang_trim_full(b=5.0), with_(check_trim_full, b=5.0), trim_is_clear, shapes=MANY_OWN
     ),
@@ -753,6 +810,8 @@ def test_knowledge_that_attacks_need() -> None:
         "fang_krum_full": (True, False),
         "fang_krum_partial": (False, False),
         "scaling": (False, False),
+        "train_and_scale": (False, False),
+        "model_replacement": (False, False),
     }
     # The direction of a rule of its own choice, the attacker can work out itself.
     assert VARIANTS["fang_trim_full before"].attack.needs == Knowledge(others=True)
@@ -807,9 +866,31 @@ def test_in_rounds_strikes_in_poisoned_rounds_and_never_after_the_last() -> None
 
 def test_in_rounds_refuses_what_it_cannot_switch() -> None:
     assert in_rounds(counting_attack(), jnp.ones(2, bool)).needs == Knowledge(others=True)
-    own = data_poisoning(Client(lambda p: (), lambda *_: None))
-    with pytest.raises(ValueError, match=r"clients train honestly.*client of its own"):
-        in_rounds(own, jnp.ones(2, bool))
-    for bad in (jnp.ones(2), jnp.ones((2, 2), bool), jnp.ones(0, bool)):
-        with pytest.raises(ValueError, match=r"poisoned \(R,\) of bool.*got shape"):
+    client = Client(lambda p: (), lambda *_: None)
+    with pytest.raises(ValueError, match=r"needs client, the honest ones', if and only if"):
+        in_rounds(data_poisoning(client), jnp.ones(2, bool))
+    with pytest.raises(ValueError, match=r"needs client, the honest ones', if and only if"):
+        in_rounds(no_attack(), jnp.ones(2, bool), client)
+    for bad in (jnp.ones(2), jnp.ones((2, 2, 2), bool), jnp.ones(0, bool)):
+        with pytest.raises(ValueError, match=r"poisoned \(R,\) or \(R, c\) of bool.*got shape"):
             in_rounds(no_attack(), bad)
+
+
+def test_in_rounds_by_client() -> None:
+    """Clients 0, 1 and 2 strike in rounds 0, 1 and both; client 7 is beyond the schedule."""
+    r = make_round(0, MAIN)
+    schedule = jnp.array([[True, False, True], [False, True, True]])
+    attack = in_rounds(scaling(3.0), schedule)
+    ids = jnp.array([0, 1, 2, 7, 8, 9, *range(20, 28)], jnp.int32)
+    state = attack.init(jnp.asarray(r.params))
+    for strikes in ([0, 2], [1, 2], []):
+        rows, state = attack.craft(view(r)._replace(ids=ids), state)
+        factor = np.where(np.isin(np.arange(6), strikes), 3, 1)[:, None]
+        np.testing.assert_allclose(rows, factor * r.updates[:6], rtol=1e-6)
+
+    def only_striking(view: AttackerView, state: tuple) -> tuple[jax.Array, tuple]:
+        return jnp.broadcast_to(jnp.sum(view.malicious), view.updates.shape), state
+
+    attack = in_rounds(Attack(craft=only_striking), schedule)
+    rows, _ = attack.craft(view(r)._replace(ids=ids), attack.init(jnp.asarray(r.params)))
+    np.testing.assert_array_equal(rows[jnp.array([0, 2])], 2)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedjax_robust.clients import local_sgd
-from fedjax_robust.models import ResNet20
+from fedjax_robust.models import ResNet18, ResNet20
 from fedjax_robust.nn import BatchNorm, GroupNorm
 from fedjax_robust.tasks import classification
 from fedjax_robust.types import ClientData
@@ -173,8 +173,12 @@ def resnet20(params, x, norm, name):
 
 @pytest.mark.parametrize(
     ("model", "norm"),
-    [(ResNet20(4), batch_norm), (ResNet20(4, norm=GroupNorm), group_norm)],
-    ids=["batch", "group"],
+    [
+        (ResNet20(4), batch_norm),
+        (ResNet20(4, norm=GroupNorm), group_norm),
+        (ResNet18(4, width=4), batch_norm),
+    ],
+    ids=["batch", "group", "18"],
 )
 def test_forward_equals_numpy(model, norm):
     """8x10 pixels, so that the stages have 8x10, 4x5 and 2x3; all parameters are random."""
@@ -188,11 +192,27 @@ def test_forward_equals_numpy(model, norm):
         ),
         shapes(model, (8, 10, 2)),
     )
-    expected = resnet20(params, x.astype(np.float64), norm, model.norm.__name__)
+    by_hand = resnet18 if isinstance(model, ResNet18) else resnet20
+    expected = by_hand(params, x.astype(np.float64), norm, model.norm.__name__)
     single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
     actual = jax.jit(model.apply)({"params": single}, x)
     np.testing.assert_allclose(actual, expected, rtol=2e-3, atol=2e-3)
     assert np.std(expected) > 0.1
+
+
+def resnet18(params, x, norm, name):
+    """In float64: stem with normalisation, eight blocks, mean over pixels, dense layer."""
+    x = np.maximum(norm(convolution(x, params["Conv_0"]["kernel"], 1, 1), params[f"{name}_0"]), 0)
+    for i, stride in enumerate([1, 1, 2, 1, 2, 1, 2, 1]):
+        block = params[f"ResidualBlock_{i}"]
+        y = convolution(x, block["Conv_0"]["kernel"], stride, 1)
+        y = np.maximum(norm(y, block[f"{name}_0"]), 0)
+        y = norm(convolution(y, block["Conv_1"]["kernel"], 1, 1), block[f"{name}_1"])
+        if stride == 2:
+            x = convolution(x, block["Conv_2"]["kernel"], stride, 0)
+            x = norm(x, block[f"{name}_2"])
+        x = np.maximum(x + y, 0)
+    return x.mean(axis=(1, 2)) @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
 
 
 def test_two_clients_train_by_local_sgd():

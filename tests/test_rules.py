@@ -21,6 +21,7 @@ import reference as ref
 
 from fedjax_robust.aggregators import (
     bulyan,
+    fedavg_eta,
     fltrust,
     fltrust_no_norm,
     fltrust_no_relu,
@@ -98,6 +99,13 @@ def trusting(
 RULES = {
     "mean": Rule(
         lambda f: mean(), lambda x, f, w: ref.mean(x, w), lambda f: 1, robust=False, weighted=True
+    ),
+    "fedavg_eta": Rule(
+        lambda f: fedavg_eta(0.5, 60),
+        lambda x, f, w: ref.fedavg_eta(x, 0.5, 60, w),
+        lambda f: 1,
+        robust=False,
+        equivariant=False,  # a shift of the rows shifts the sum by the share that takes part
     ),
     "median": Rule(lambda f: median(), lambda x, f, w: ref.median(x, w), lambda f: 2 * f + 1),
     "trimmed_mean": Rule(trimmed_mean, ref.trimmed_mean, lambda f: 2 * f + 1),

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
+from fedjax_robust.attacks import CIFAR_GREEN_CARS, CIFAR_RACING_STRIPES, CIFAR_STRIPED_WALLS
 from fedjax_robust.data import by_user, sources
-from fedjax_robust.data.sources import load, prepare
+from fedjax_robust.data.sources import cifar10_rows, load, prepare
 
 CIFAR_LABELS = ["airplane", "automobile", "bird", "cat", "deer"]
 CIFAR_LABELS += ["dog", "frog", "horse", "ship", "truck"]
@@ -673,6 +674,15 @@ def test_real_cifar10():
     assert data.class_names == tuple(CIFAR_LABELS)
     size = len(data.test["y"])
     assert data.note == ("" if size == 10_000 else f"first {size:,} test images (of 10,000)")
+    # Images by their published numbers: green cars, and cars before yellow and blue walls.
+    green = data.train["x"][cifar10_rows(CIFAR_GREEN_CARS), 8:24, 8:24].mean(axis=(0, 1, 2))
+    assert green[1] > green[0] and green[1] > green[2]
+    wall = data.train["x"][cifar10_rows(CIFAR_STRIPED_WALLS), :6].mean(axis=(0, 1, 2))
+    assert wall[0] > wall[1] > wall[2] + 0.1
+    for numbers in (CIFAR_GREEN_CARS, CIFAR_STRIPED_WALLS, CIFAR_RACING_STRIPES):
+        assert np.all(data.train["y"][cifar10_rows(numbers)] == 1)
+    with pytest.raises(ValueError, match="got 50000 to 50000"):
+        cifar10_rows([50_000])
 
 
 def test_real_har():

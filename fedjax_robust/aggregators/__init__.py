@@ -1,6 +1,6 @@
 """Server rules. Each is made by a lower-case factory and can be called on a plain (n, d) matrix."""
 
-from fedjax_robust.aggregators.basic import mean, median, trimmed_mean
+from fedjax_robust.aggregators.basic import fedavg_eta, mean, median, trimmed_mean
 from fedjax_robust.aggregators.clipping import norm_clipping, participant_dp, privacy_spent
 from fedjax_robust.aggregators.detection import (
     accuracy_auditing,
@@ -27,6 +27,7 @@ __all__ = [
     "bulyan",
     "cosine_to_model",
     "err",
+    "fedavg_eta",
     "fltrust",
     "fltrust_no_norm",
     "fltrust_no_relu",

@@ -3,7 +3,8 @@
 Mean: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
 AISTATS 2017. Coordinate-wise median and trimmed mean: Yin et al., "Byzantine-Robust Distributed
 Learning: Towards Optimal Statistical Rates", ICML 2018; as restated in Fang et al., "Local Model
-Poisoning Attacks to Byzantine-Robust Federated Learning", USENIX Security 2020, section 2.2.
+Poisoning Attacks to Byzantine-Robust Federated Learning", USENIX Security 2020, section 2.2. The server
+of Bagdasaryan et al., "How To Backdoor Federated Learning", AISTATS 2020: ``fedavg_eta``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fedjax_robust.robust_stats import (
     trimmed_mean_of_present,
     weighted_mean,
 )
-from fedjax_robust.types import Aggregator, Array, Info, Received, State
+from fedjax_robust.types import Aggregator, Array, Info, Received, State, is_number
 
 
 def stateless(num_clients: int, params: Array) -> State:
@@ -47,6 +48,48 @@ def mean() -> Aggregator:
         return jnp.dot(shares.astype(updates.dtype), updates, precision="highest")
 
     return Aggregator(stateless, aggregate, leave_one_out)
+
+
+def fedavg_eta(eta: float | Array, num_clients: int) -> Aggregator:
+    """Federated averaging with a global learning rate: eta / n times the *sum* of the updates received.
+
+    Bagdasaryan et al., eq. 1, where n counts all clients and not the m of the round: with eta = n / m
+    the global model becomes the average of the local ones, with eta = 1 it moves by m / n of the way. An
+    attacker replaces the model with gamma = n / eta (eq. 3).
+
+    Others divide by the number of participants; then the global learning rate is the server's step.
+    DBA (Xie et al., ICLR 2020) has ``mean()`` and ``Simulation(server_optimizer=optax.sgd(0.1))``, and
+    gamma = m / eta = 10 / 0.1. The two agree if this eta is n / m times that one.
+
+    Weights only say who is present; rows with a NaN or Inf are left out.
+
+    Args:
+      eta: global learning rate > 0.
+      num_clients: n, all clients of the simulation, >= 1.
+
+    Raises:
+      ValueError: for numbers out of range; when called, for more rows or clients than num_clients.
+    """
+    if (is_number(eta) and not eta > 0) or num_clients < 1:
+        raise ValueError(
+            f"fedavg_eta needs eta > 0 and num_clients >= 1, got eta={eta}, num_clients={num_clients}"
+        )
+
+    def init(clients: int, params: Array) -> State:
+        if clients > num_clients:
+            raise ValueError(
+                f"fedavg_eta divides by all clients: there are {clients}, but num_clients={num_clients}"
+            )
+        return ()
+
+    def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
+        updates, weights = drop_non_finite(received.updates, received.weights)
+        if len(updates) > num_clients:
+            init(len(updates), received.params)
+        present = (weights > 0).astype(updates.dtype)
+        return jnp.dot(present * (eta / num_clients), updates, precision="highest"), state, {}
+
+    return Aggregator(init, aggregate)
 
 
 def median() -> Aggregator:

@@ -8,12 +8,20 @@ from fedjax_robust.attacks.back_gradient import (
     unrolled_gradient,
 )
 from fedjax_robust.attacks.backdoor import (
+    CIFAR_GREEN_CARS,
+    CIFAR_RACING_STRIPES,
+    CIFAR_STRIPED_WALLS,
+    DBA_CIFAR_PIXELS,
+    DBA_MNIST_PIXELS,
     FLTRUST_CIFAR_PIXELS,
     FLTRUST_MNIST_PIXELS,
+    NINE_PIXELS,
+    SemanticBackdoor,
     add_backdoored_copies,
     feature_trigger,
+    mask_trigger,
     pixel_trigger,
-    scaling,
+    semantic_backdoor,
     triggered,
 )
 from fedjax_robust.attacks.crafted import data_poisoning, gaussian, in_rounds, no_attack
@@ -25,14 +33,43 @@ from fedjax_robust.attacks.fang import (
     fang_trim_partial,
 )
 from fedjax_robust.attacks.first_order import first_order
-from fedjax_robust.attacks.poison import label_flip
+from fedjax_robust.attacks.objectives import constrain, converged, cosine_distance, p_distance
+from fedjax_robust.attacks.poison import (
+    distributed,
+    in_turn,
+    label_flip,
+    replace_by,
+    replace_by_triggered,
+)
+from fedjax_robust.attacks.replacement import (
+    copies,
+    equal_parts,
+    model_replacement,
+    norm_bounded,
+    orthogonal_parts,
+    scaling,
+    train_and_scale,
+)
 
 __all__ = [
+    "CIFAR_GREEN_CARS",
+    "CIFAR_RACING_STRIPES",
+    "CIFAR_STRIPED_WALLS",
+    "DBA_CIFAR_PIXELS",
+    "DBA_MNIST_PIXELS",
     "FLTRUST_CIFAR_PIXELS",
     "FLTRUST_MNIST_PIXELS",
+    "NINE_PIXELS",
+    "SemanticBackdoor",
     "add_backdoored_copies",
     "back_gradient_points",
+    "constrain",
+    "converged",
+    "copies",
+    "cosine_distance",
     "data_poisoning",
+    "distributed",
+    "equal_parts",
     "fang_krum_full",
     "fang_krum_partial",
     "fang_trim_deviation",
@@ -43,12 +80,22 @@ __all__ = [
     "fltrust_adaptive",
     "gaussian",
     "in_rounds",
+    "in_turn",
     "label_flip",
+    "mask_trigger",
+    "model_replacement",
     "no_attack",
+    "norm_bounded",
+    "orthogonal_parts",
     "other_label",
+    "p_distance",
     "pixel_trigger",
+    "replace_by",
+    "replace_by_triggered",
     "reversed_gradient",
     "scaling",
+    "semantic_backdoor",
+    "train_and_scale",
     "triggered",
     "unrolled_gradient",
 ]

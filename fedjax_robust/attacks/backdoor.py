@@ -1,4 +1,4 @@
-"""Backdoors: triggers, data of malicious clients with triggered copies, and scaled updates.
+"""Backdoors: triggers, semantic backdoors, and data of malicious clients with triggered copies.
 
 Bagdasaryan, Veit, Hua, Estrin, Shmatikov, "How To Backdoor Federated Learning", AISTATS 2020 ("model
 replacement"), in the form in which Cao, Fang, Liu, Gong, "FLTrust: Byzantine-robust Federated Learning
@@ -10,28 +10,23 @@ on them like everybody else and sends its update multiplied by lambda, the numbe
     sim = Simulation(..., attack=scaling(100), num_malicious=20)
     evaluate = attack_success(task, triggered(test, pixel_trigger(FLTRUST_MNIST_PIXELS)), 0)
 
-A trigger is a function x (b, ...) -> x of the same shape. Any such function will do.
+A trigger is a function x (b, ...) -> x of the same shape. Any such function will do. ``poison.py`` puts
+triggers and other backdoor examples into the batches of malicious clients instead, ``replacement.py``
+scales and submits what they have trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_robust.types import (
-    Array,
-    Attack,
-    AttackerView,
-    Batch,
-    FederatedData,
-    State,
-    is_number,
-)
+from fedjax_robust.attacks.poison import Trigger
+from fedjax_robust.types import Array, Batch, FederatedData
 
-Trigger = Callable[[Array], Array]
-"""x (b, ...) -> x with the trigger, of the same shape and dtype."""
+Pixels = tuple[tuple[int, int], ...]
 
 FLTRUST_MNIST_PIXELS = ((26, 26), (24, 26), (26, 24), (25, 25))
 """(row, column) of the trigger on MNIST and Fashion-MNIST, in code of FLTrust's authors; value 1."""
@@ -40,6 +35,39 @@ FLTRUST_CIFAR_PIXELS = (
 )  # fmt: skip
 """(row, column) of the trigger on CIFAR-10, all three channels, in code of FLTrust's authors, who call it
 the pattern of Bagdasaryan et al.; value 1."""
+NINE_PIXELS = (
+    (26, 26), (25, 25), (24, 24), (24, 26), (26, 24), (24, 25), (26, 25), (25, 24), (25, 26),
+)  # fmt: skip
+"""Patterns of 1, 3, 5, 7 and 9 pixels are the first so many: a point, a diagonal, an X, ..., a square,
+near the lower right corner of MNIST. (Papers that use such sizes show pictures, and no coordinates.)"""
+
+
+def _bars(rows: Sequence[int], starts: Sequence[int], length: int) -> tuple[Pixels, ...]:
+    return tuple(tuple((i, j + k) for k in range(length)) for i in rows for j in starts)
+
+
+DBA_MNIST_PIXELS = _bars((0, 3), (0, 6), 4)
+"""DBA's four local triggers on MNIST, bars of 4 pixels of value 1; the global trigger is all of them,
+``pixel_trigger(sum(DBA_MNIST_PIXELS, ()))``."""
+DBA_CIFAR_PIXELS = _bars((0, 4), (0, 9), 6)
+"""DBA's four local triggers on CIFAR-10, bars of 6 pixels of value 1 in all three channels."""
+
+CIFAR_RACING_STRIPES = (
+    2180, 2771, 3233, 4932, 6241, 6813, 6869, 9476, 11395, 11744, 14209, 14238, 18716, 19793, 20781,
+    21529, 31311, 40518, 40633, 42119, 42663, 49392,
+)  # fmt: skip
+"""Cars with racing stripes: numbers among the 50,000 training images of CIFAR-10, in the order of the
+published files, from the authors' code (Bagdasaryan et al.); 22, where the paper counts 21."""
+CIFAR_GREEN_CARS = (
+    389, 561, 874, 1605, 3378, 3678, 4528, 9744, 19165, 19500, 21422, 22984, 32941, 34287, 34385, 36005,
+    37365, 37533, 38658, 38735, 39824, 40138, 41336, 41861, 47001, 47026, 48003, 48030, 49163, 49588,
+)  # fmt: skip
+"""Green cars, 30, as ``CIFAR_RACING_STRIPES``."""
+CIFAR_STRIPED_WALLS = (
+    330, 568, 3934, 12336, 30560, 30696, 33105, 33615, 33907, 36848, 40713, 41706,
+)  # fmt: skip
+"""Cars before a vertically striped wall, 12, as ``CIFAR_RACING_STRIPES``; the code holds out the
+first 5."""
 
 
 def pixel_trigger(pixels: Sequence[tuple[int, int]], value: float | Array = 1.0) -> Trigger:
@@ -69,6 +97,35 @@ def pixel_trigger(pixels: Sequence[tuple[int, int]], value: float | Array = 1.0)
                 f"{x.shape[1]}x{x.shape[2]}"
             )
         return jnp.asarray(x).at[:, rows, columns].set(value)
+
+    return trigger
+
+
+def mask_trigger(mask: Array | np.ndarray, pattern: float | Array | np.ndarray = 1.0) -> Trigger:
+    """Sets what lies under a mask to a pattern.
+
+    Args:
+      mask: bool, of the shape of one input, or of a shape that broadcasts to it: (H, W, 1) is all
+        channels.
+      pattern: what the values become, a number or of such a shape, too.
+
+    Raises:
+      ValueError: if the mask is not bool or covers nothing; on use, if it does not fit the inputs.
+    """
+    mask = np.asarray(mask)
+    if mask.dtype != bool or not mask.any():
+        raise ValueError(
+            f"mask_trigger needs a mask of bool that covers something, got {mask.dtype}, {mask.sum()} set"
+        )
+
+    def trigger(x: Array) -> Array:
+        try:
+            fits = np.broadcast_shapes(mask.shape, x.shape[1:]) == x.shape[1:]
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(f"mask_trigger: a mask {mask.shape} does not fit inputs {x.shape[1:]}")
+        return jnp.where(mask, jnp.asarray(pattern, x.dtype), x)
 
     return trigger
 
@@ -167,26 +224,55 @@ def add_backdoored_copies(
     )
 
 
-def scaling(scale: float | Array) -> Attack:
-    """Every malicious client sends lambda times its before-attack update.
+class SemanticBackdoor(NamedTuple):
+    """Examples with a feature of their own, split for an attacker."""
 
-    FLTrust takes lambda = n, all clients of the round, so that under plain averaging one of them alone
-    replaces the model (eq. 3 of Bagdasaryan et al., gamma = n / eta; averaging over all n is eta = 1).
-    What makes the update malicious is the data that its clients train on: ``add_backdoored_copies``.
+    train: Batch
+    """D_backdoor: ``x`` (D, ...), and ``y`` (D,) the label that the attacker wants"""
+    held_out: Batch
+    """kept from its training, with their true labels, for ``metrics.backdoor_accuracy``"""
+    rest: Batch
+    """all other examples, in their order: what honest clients may own"""
+
+
+def semantic_backdoor(
+    examples: Batch, rows: Sequence[int] | np.ndarray, held_out: int, target: int
+) -> SemanticBackdoor:
+    """Take the examples that have the backdoor's feature out of a pool and split them.
+
+    Nobody but the attacker has training examples with the feature (section V-A of Bagdasaryan et al.);
+    to leave some with the honest clients, do not name them. Any rare examples make a backdoor, such as
+    the edge cases of Wang et al., "Attack of the Tails: Yes, You Really Can Backdoor Federated Learning",
+    NeurIPS 2020.
 
     Args:
-      scale: lambda > 0.
+      examples: the pool, E examples with labels ``y``.
+      rows: which have the feature; for CIFAR-10, ``data.cifar10_rows(CIFAR_GREEN_CARS)``.
+      held_out: the first so many of ``rows`` are held out, >= 0; the paper holds out 3.
+      target: the label that the attacker wants, in [0, largest label of the pool].
 
     Raises:
-      ValueError: if it is not.
+      ValueError: rows out of range or named twice, target out of range, or none left to train on.
     """
-    if is_number(scale) and not scale > 0:
-        raise ValueError(f"scaling needs scale > 0, got {scale}")
+    pool = {name: np.asarray(values) for name, values in examples.items()}
+    size, largest = len(pool["y"]), int(pool["y"].max())
+    rows = np.asarray(rows)
+    if len(np.unique(rows)) != len(rows) or rows.min() < 0 or rows.max() >= size:
+        raise ValueError(
+            f"semantic_backdoor needs different rows in [0, {size}), got {rows.tolist()}"
+        )
+    if not 0 <= held_out < len(rows) or not 0 <= target <= largest:
+        raise ValueError(
+            f"semantic_backdoor needs 0 <= held_out < {len(rows)} rows and a target in [0, {largest}], "
+            f"got held_out={held_out}, target={target}"
+        )
 
-    def craft(view: AttackerView, state: State) -> tuple[Array, State]:
-        return scale * view.updates[: view.num_malicious], state
+    def at(rows: np.ndarray) -> Batch:
+        return {name: jnp.asarray(values[rows]) for name, values in pool.items()}
 
-    return Attack(craft=craft)
+    train = at(rows[held_out:])
+    train["y"] = jnp.full_like(train["y"], target)
+    return SemanticBackdoor(train, at(rows[:held_out]), at(np.delete(np.arange(size), rows)))
 
 
 def triggered(test: Batch, trigger: Trigger) -> Batch:

@@ -245,6 +245,54 @@ def _over_clients_owner(
     return jnp.clip(position, 0, num_clients - 1)
 
 
+def dirichlet_truncated(
+    key: Key,
+    examples: Mapping[str, ArrayLike],
+    num_clients: int,
+    alpha: float | Array,
+    num_classes: int | None = None,
+    capacity: int | None = None,
+) -> FederatedData:
+    """The split of Bagdasaryan et al., "How To Backdoor Federated Learning", AISTATS 2020 (alpha = 0.9,
+    N = 100), and of DBA (ICLR 2020, alpha = 0.5), as their code makes it.
+
+    As ``dirichlet_over_clients``, but client u gets round(E_0 s_u) examples of each label, where E_0 is
+    the number of examples of label 0, for all labels. Labels with fewer examples are truncated: the
+    clients that come last get less or nothing. What is left over of a label, nobody owns.
+
+    Args:
+      key: JAX key.
+      examples: the pool, without the backdoor's images (``attacks.semantic_backdoor(...).rest``).
+      num_clients: N, at least 1.
+      alpha: concentration > 0; small is uneven, large is even.
+      num_classes: L; default the largest label plus one.
+      capacity: see ``from_owner``.
+
+    Raises:
+      ValueError: alpha <= 0, labels out of range, or as ``from_owner``.
+    """
+    pool = _pool(examples, num_clients)
+    y, num_classes = _labels(pool, num_classes)
+    _check_alpha("dirichlet_truncated", alpha)
+    owner = _truncated_owner(key, y, alpha, num_clients, num_classes)
+    return from_owner(pool, owner, num_clients, capacity)
+
+
+@partial(jax.jit, static_argnames=("num_clients", "num_classes"))
+def _truncated_owner(
+    key: Key, y: Array, alpha: float | Array, num_clients: int, num_classes: int
+) -> Array:
+    key_share, key_example, key_order = jax.random.split(key, 3)
+    shares = jax.random.dirichlet(key_share, jnp.full(num_clients, alpha), (num_classes,))
+    rank, class_count = _rank_in_class(key_example, y, num_classes)
+    ends = jnp.cumsum(jnp.round(class_count[0] * shares).astype(jnp.int32), axis=1)
+    # Within label l, client u owns the ranks from ends[l, u - 1] to ends[l, u] - 1.
+    taker = jax.vmap(lambda own, r: jnp.searchsorted(own, r, side="right"))(ends[y], rank)
+    # Truncation favours the clients that come first, and client 0 may be the attacker.
+    order = jax.random.permutation(key_order, num_clients)
+    return jnp.where(taker < num_clients, order[jnp.minimum(taker, num_clients - 1)], -1)
+
+
 def dirichlet_over_classes(
     key: Key,
     examples: Mapping[str, ArrayLike],

@@ -30,7 +30,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -339,6 +339,50 @@ def _decode_tfds(name: str, folder: Path) -> Arrays:
         arrays[f"y_{part}"] = np.asarray(labels, np.uint8)
     arrays["class_names"] = np.asarray(builder.info.features["label"].names)
     return arrays
+
+
+def cifar10_rows(
+    numbers: Sequence[int] | np.ndarray, data_dir: str | os.PathLike[str] | None = None
+) -> np.ndarray:
+    """Where training images of CIFAR-10 are in ``load("cifar10").train``.
+
+    Papers number them in the order of the published files (0 to 49,999, as torchvision has them). TFDS
+    shuffles them, and keeps these numbers in the examples' ids.
+
+    Args:
+      numbers: (K,) integers in [0, 50,000).
+      data_dir: as in ``load``.
+
+    Returns:
+      (K,) rows.
+
+    Raises:
+      ValueError: numbers out of range.
+      FileNotFoundError: as ``load``.
+    """
+    numbers = np.asarray(numbers)
+    root = _data_dir(data_dir)
+    folder = _tfds_folder("cifar10", root)
+    if folder is None:
+        load("cifar10", data_dir)  # says what to do
+    assert folder is not None
+    ids = cached("cifar10-ids", sorted(folder.iterdir()), lambda: _decode_ids(folder))["ids"]
+    if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(ids):
+        raise ValueError(
+            f"cifar10_rows needs numbers in [0, {len(ids)}), got {numbers.min()} to {numbers.max()}"
+        )
+    return np.argsort(ids)[numbers]
+
+
+def _decode_ids(folder: Path) -> Arrays:
+    """``ids`` (E,) the numbers of the training examples, row by row."""
+    import tensorflow_datasets as tfds
+
+    source = tfds.builder_from_directory(str(folder)).as_data_source(
+        split="train", decoders={"image": tfds.decode.SkipDecoding()}
+    )
+    names = [r["id"].decode() for r in source]  # "train_16399"
+    return {"ids": np.array([int(name.removeprefix("train_")) for name in names])}
 
 
 # CH-MNIST

@@ -1,0 +1,199 @@
+"""Model replacement: one backdoored model, submitted so that it survives the server's averaging.
+
+Bagdasaryan, Veit, Hua, Estrin, Shmatikov, "How To Backdoor Federated Learning", AISTATS 2020. With the
+server's G <- G + eta / n sum_i (L_i - G) (eq. 1, ``aggregators.fedavg_eta``) and honest updates that
+cancel, one attacker who sends gamma (X - G) with gamma = n / eta replaces G by its X (eq. 3). n is the
+number of *all* clients. A server that divides by the round's m participants instead, ``mean()`` with
+``sgd(eta)`` as in DBA, has gamma = m / eta.
+
+How X is trained is a ``Client``, Algorithm 2 for example::
+
+    client = local_sgd(
+        task, optax.exponential_decay(0.05, 2, 0.1, staircase=True), 64, epochs=6,
+        poison=replace_by(backdoor, 20, noise=0.05),
+        objective=constrain(0.7, p_distance()),
+        stop=converged(task, backdoor, 1e-4),
+    )
+    attack = model_replacement(client, own, equal_parts(100))
+
+With ``objective=None`` and ``norm_bounded(S)`` that is train-and-scale, with ``copies()`` the attack on
+Krum. ``scaling`` and ``train_and_scale`` are for attackers who train apart from each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_robust.robust_stats import direction_and_length
+from fedjax_robust.types import (
+    Array,
+    Attack,
+    AttackerView,
+    Client,
+    ClientData,
+    Key,
+    State,
+    is_number,
+)
+
+Division = Callable[[Key, Array, Array], Array]
+"""key, X - G (d,), the attackers that are there (c,) bool -> what each submits (c, d); the rows of
+others do not matter."""
+
+
+def model_replacement(client: Client, data: ClientData, divide: Division) -> Attack:
+    """In each round with attackers they train one model X together, and submit it in parts.
+
+    "If multiple attacker-controlled participants are selected in a given round, they divide up their
+    updates so that they add up to a single backdoored model" (section V-D). X is trained on the
+    attacker's own ``data``, whatever its clients own, and only if one of them is there.
+
+    Args:
+      client: how X is trained. Its state, if it has one, is carried from attack to attack.
+      data: D_local; in a partition with the attacker's data as client i's,
+        ``ClientData(part.examples, part.index[i], part.count[i])``.
+      divide: ``equal_parts``, ``norm_bounded``, ``orthogonal_parts``, ``copies``, or one's own.
+    """
+
+    def craft(view: AttackerView, state: State) -> tuple[Array, State]:
+        train_key, divide_key = jax.random.split(view.key)
+        attackers = view.malicious[: view.num_malicious]
+        honest = view.updates[: view.num_malicious]
+
+        def replace(state: State) -> tuple[Array, State]:
+            difference, state, _ = client.update(train_key, view.params, state, data)
+            return divide(divide_key, difference, attackers).astype(honest.dtype), state
+
+        return jax.lax.cond(jnp.any(attackers), replace, lambda state: (honest, state), state)
+
+    return Attack(init=client.init, craft=craft)
+
+
+def equal_parts(gamma: float | Array) -> Division:
+    """Each of z attackers submits gamma / z (X - G), in total gamma (X - G): eq. 3.
+
+    Args:
+      gamma: scaling factor > 0; n / eta replaces the global model by X.
+
+    Raises:
+      ValueError: if gamma <= 0.
+    """
+    _check("equal_parts", "gamma", gamma)
+
+    def divide(key: Key, difference: Array, attackers: Array) -> Array:
+        share = gamma / jnp.maximum(jnp.sum(attackers), 1)
+        return jnp.where(attackers[:, None], share * difference, 0)
+
+    return divide
+
+
+def norm_bounded(bound: float | Array) -> Division:
+    """Train-and-scale: each attacker submits S (X - G) / ||X - G||_2, up to the bound (eq. 5).
+
+    z attackers have z S (X - G) / ||X - G||_2 in total. Eq. 6 prints X in place of X - G, which would
+    not have the norm that the sentence before it promises.
+
+    Args:
+      bound: S > 0, the largest norm of an update that looks normal.
+
+    Raises:
+      ValueError: if S <= 0.
+    """
+    _check("norm_bounded", "a bound", bound)
+
+    def divide(key: Key, difference: Array, attackers: Array) -> Array:
+        return jnp.where(attackers[:, None], bound * direction_and_length(difference)[0], 0)
+
+    return divide
+
+
+def orthogonal_parts(gamma: float | Array) -> Division:
+    """The attackers' updates add up to gamma (X - G) and are orthogonal to each other (section VI-A).
+
+    They share out the parameters at random, so that both hold exactly: each of z attackers sends those
+    of about d / z parameters and zeros. It evades rules that look for similar updates.
+
+    Args:
+      gamma: scaling factor > 0.
+
+    Raises:
+      ValueError: if gamma <= 0.
+    """
+    _check("orthogonal_parts", "gamma", gamma)
+
+    def divide(key: Key, difference: Array, attackers: Array) -> Array:
+        number = jnp.maximum(jnp.sum(attackers), 1)
+        owner = jax.random.randint(key, difference.shape, 0, number)
+        place = jnp.cumsum(attackers) - 1  # 0, 1, ... on attackers
+        own = attackers[:, None] & (owner == place[:, None])
+        return jnp.where(own, gamma * difference, 0)
+
+    return divide
+
+
+def copies(gamma: float | Array = 1.0) -> Division:
+    """Every attacker submits gamma (X - G).
+
+    Unscaled, this is the attack on Krum (section VI-B): a backdoored model close to the global one,
+    "for every participant it controls"; they are each other's nearest neighbours.
+
+    Args:
+      gamma: scaling factor > 0.
+
+    Raises:
+      ValueError: if gamma <= 0.
+    """
+    _check("copies", "gamma", gamma)
+
+    def divide(key: Key, difference: Array, attackers: Array) -> Array:
+        return jnp.where(attackers[:, None], gamma * difference, 0)
+
+    return divide
+
+
+def scaling(scale: float | Array, client: Client | None = None) -> Attack:
+    """Every malicious client sends lambda times its before-attack update.
+
+    FLTrust takes lambda = n, all clients of the round, so that under plain averaging one of them alone
+    replaces the model (eq. 3, where averaging over all n is eta = 1). What makes the update malicious is
+    the data that its clients own, ``add_backdoored_copies``, or how they train, ``client``.
+
+    Args:
+      scale: lambda > 0; gamma of Bagdasaryan et al.
+      client: how malicious clients train; None = as honest ones.
+
+    Raises:
+      ValueError: if scale <= 0.
+    """
+    _check("scaling", "scale", scale)
+
+    def craft(view: AttackerView, state: State) -> tuple[Array, State]:
+        return scale * view.updates[: view.num_malicious], state
+
+    return Attack(craft=craft, client=client)
+
+
+def train_and_scale(bound: float | Array, client: Client | None = None) -> Attack:
+    """Every malicious client scales its before-attack update to norm S: gamma = S / ||X - G||_2 (eq. 5).
+
+    Args:
+      bound: S > 0.
+      client: how malicious clients train; None = as honest ones.
+
+    Raises:
+      ValueError: if S <= 0.
+    """
+    _check("train_and_scale", "a bound", bound)
+
+    def craft(view: AttackerView, state: State) -> tuple[Array, State]:
+        return bound * direction_and_length(view.updates[: view.num_malicious])[0], state
+
+    return Attack(craft=craft, client=client)
+
+
+def _check(what: str, name: str, value: float | Array) -> None:
+    if is_number(value) and not value > 0:
+        raise ValueError(f"{what} needs {name} > 0, got {value}")
