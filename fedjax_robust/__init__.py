@@ -6,7 +6,7 @@ Submodules: ``aggregators`` (server rules), ``attacks``, ``data``, ``metrics``, 
 from fedjax_robust import aggregators, attacks, data, metrics, models
 from fedjax_robust.clients import local_sgd
 from fedjax_robust.simulate import run, step
-from fedjax_robust.tasks import classification
+from fedjax_robust.tasks import classification, next_word
 from fedjax_robust.types import (
     Aggregator,
     Attack,
@@ -44,6 +44,7 @@ __all__ = [
     "local_sgd",
     "metrics",
     "models",
+    "next_word",
     "run",
     "step",
 ]

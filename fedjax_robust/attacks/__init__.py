@@ -26,6 +26,7 @@ from fedjax_robust.attacks.fang import (
 )
 from fedjax_robust.attacks.first_order import first_order
 from fedjax_robust.attacks.poison import label_flip
+from fedjax_robust.attacks.words import word_backdoor
 
 __all__ = [
     "FLTRUST_CIFAR_PIXELS",
@@ -51,4 +52,5 @@ __all__ = [
     "scaling",
     "triggered",
     "unrolled_gradient",
+    "word_backdoor",
 ]
