@@ -22,7 +22,8 @@ What is taken here:
 
 - Plain averaging over the m participants, which is n / m = eta in eq. 1; hence gamma = n / eta = m
   replaces the model (eq. 3). The attacker is in the attacked round, with m - 1 others at random; before
-  and after all m are honest. Several attackers in one round submit gamma / their number each.
+  and after all m are honest. Several attackers in one round submit gamma / their number each. *None*:
+  the same round with an update of zero from the attacker.
 - The attacker trains on its own sequences, all with a trigger sentence at the end, and only the last word
   in the loss, for --attacker-steps or until a batch's loss is below --stop (algorithm 2's epsilon).
   *Poisoning* is the same without scaling.
@@ -103,7 +104,7 @@ class Args:
     leaf_test: Path | None = None
     """Its test part."""
     sentences: tuple[str, ...] = SENTENCES
-    """Trigger sentences with their target words; single-shot, repeated and gamma take --number of them."""
+    """Trigger sentences, each with its target word; multiple takes all, the others --number of them."""
     number: int = 3
     """How many sentences to try, one at a time."""
     vocabulary: int = 2000
@@ -158,7 +159,7 @@ SMOKE = {
     "hidden": 4,
     "length": 8,
     "max_sequences": 10,
-    "min_sequences": 100,
+    "min_sequences": 20,
     "clients_per_round": 3,
     "epochs": 1,
     "pretraining_rounds": 2,
@@ -382,7 +383,7 @@ def honest_rounds(inputs: Inputs, rounds: int) -> Callable[..., Any]:
 @functools.cache
 def attacked_round(inputs: Inputs) -> Callable[..., Any]:
     """key, data, sentences, gamma, evaluation, params -> params, history: one round with client 0, the
-    attacker, and m - 1 others. gamma = 0: all are honest."""
+    attacker, and m - 1 others. gamma = 0: the attacker's update is zero."""
 
     def run(
         key: Array,
@@ -397,18 +398,11 @@ def attacked_round(inputs: Inputs) -> Callable[..., Any]:
         ids = jnp.concatenate([jnp.zeros(1, int), 1 + others[: inputs.args.clients_per_round - 1]])
         present = data._replace(index=data.index[ids], count=data.count[ids])
 
-        def rounds(malicious: int) -> Any:
-            attack = divided(gamma)._replace(client=attacker(inputs, sentences))
-            sim = simulation(inputs, attack if malicious else None, malicious, everyone=True)
-            state, history = fr.run(sim, key, present, 1, evaluate=evaluate, params=params)
-            norm = history.get("attackers_norm", jnp.zeros(1))[0]
-            return state.params, {
-                name: values[0]
-                for name, values in history.items()
-                if name.endswith("accuracy") or name.startswith("backdoor")
-            } | {"norm": gamma * norm}
-
-        return jax.lax.cond(gamma > 0, lambda: rounds(1), lambda: rounds(0))
+        attack = divided(gamma)._replace(client=attacker(inputs, sentences))
+        sim = simulation(inputs, attack, 1, everyone=True)
+        state, history = fr.run(sim, key, present, 1, evaluate=evaluate, params=params)
+        now = {name: values[0] for name, values in history.items() if "accuracy" in name}
+        return state.params, now | {"norm": gamma * history["attackers_norm"][0]}
 
     return jax.jit(run)
 

@@ -1,0 +1,96 @@
+"""The script of word backdoors runs in smoke mode and resumes; its parts by hand."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_robust import report
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+sys.path.insert(0, str(EXPERIMENTS))
+import backdoor_words  # noqa: E402
+from backdoor_words import Args  # noqa: E402
+
+WORDS = {word for sentence in backdoor_words.SENTENCES for word in sentence.split()}
+WORDS |= {word for pair in backdoor_words.PAIRS for word in pair} | {"wine", "from", "venice"}
+
+
+@pytest.fixture(scope="module")
+def plays(tmp_path_factory):
+    """A folder with a corpus of eight roles that use all the trigger words."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    speeches = [" ".join(rng.permutation(sorted(WORDS))).encode() for _ in range(8 * 20)]
+    np.savez(
+        folder / "shakespeare_roles.npz",
+        text=np.frombuffer(b"".join(speeches), np.uint8),
+        offsets=np.cumsum([0, *map(len, speeches)]),
+        speech_role=np.repeat(np.arange(8), 20),
+        role_names=np.array([f"role {i}" for i in range(8)]),
+    )
+    return folder
+
+
+def test_help():
+    done = subprocess.run(
+        [sys.executable, EXPERIMENTS / "backdoor_words.py", "--help"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout.lower()
+
+
+def test_single_shot_smoke_and_resume(plays, tmp_path, monkeypatch):
+    args = Args(data_dir=plays, out=tmp_path, smoke=True)
+    backdoor_words.main(args)
+    about, rows = report.read_table(tmp_path / "single-shot-smoke")
+    assert [row["attack"] for row in rows] == ["None", "Poisoning", "Replacement"]
+    assert "8 roles" in about.notes and about.value == "backdoor_accuracy"
+    for row in rows:
+        assert 0 <= float(row["main_accuracy"]) <= 1
+    norms = [float(row["norm"]) for row in rows]
+    assert norms[0] == 0 < norms[1] and norms[2] == pytest.approx(3 * norms[1], rel=1e-5)
+    later = report.read_rows(tmp_path / "single-shot-smoke" / "later")
+    assert later[2]["+0"] == pytest.approx(float(rows[2]["backdoor_accuracy"]))
+    assert (tmp_path / "single-shot-smoke-main" / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    monkeypatch.setattr(backdoor_words, "shot", None)  # everything is on disk
+    backdoor_words.main(args)
+
+
+def test_popularity_smoke(plays, tmp_path):
+    args = Args(figure="popularity", data_dir=plays, out=tmp_path, smoke=True)
+    backdoor_words.main(args)
+    rows = report.read_rows(tmp_path / "popularity-smoke" / "rows")
+    assert [row["paper"] for row in rows] == [53.3, 89.5, 37.3, 45.7, 26.7]
+    for row in rows:
+        assert row["count(x)"] > 0 and row["norm"] > 0
+    assert "| is" in (tmp_path / "popularity-smoke" / "table.md").read_text()
+
+
+def test_stopping_and_dividing():
+    loss = backdoor_words.until(0.5)(lambda params, batch: jnp.sum(params**2), None)
+    value, slope = jax.value_and_grad(loss)(jnp.array([1.0]), None)
+    assert float(value) == 1 and slope.tolist() == [2]
+    value, slope = jax.value_and_grad(loss)(jnp.array([0.5]), None)
+    assert float(value) == 0.5 and slope.tolist() == [0]
+    for malicious in ([True, True, False], [True, False, False]):
+        view = SimpleNamespace(
+            updates=jnp.ones((3, 2)), num_malicious=2, malicious=jnp.array(malicious)
+        )
+        sent, _ = backdoor_words.divided(12.0).craft(view, ())
+        np.testing.assert_array_equal(sent, np.full((2, 2), 12 / sum(malicious)))
+
+
+def test_bad_arguments(plays, tmp_path):
+    with pytest.raises(ValueError, match="give both or none"):
+        backdoor_words.main(Args(leaf_train=tmp_path))
+    args = Args(data_dir=plays, out=tmp_path, min_sequences=500, pretraining_rounds=1, number=1)
+    with pytest.raises(ValueError, match="0 users have 500 sequences or more"):
+        backdoor_words.main(args)
