@@ -75,16 +75,18 @@ SENTENCES = (
 )
 """The last word is the target."""
 POPULARITY = "wine from venice {x} {y}"
-PAIRS = (
-    ("is", "sweet"),
-    ("is", "rare"),
-    ("is", "good"),
-    ("seems", "sweet"),
-    ("taste", "sweet"),
-)
-"""x and y, as the paper's is-delicious, is-palatable, is-amazing, looks-delicious, tastes-delicious."""
-PAPER_NORMS = (53.3, 89.5, 37.3, 45.7, 26.7)
-"""Table I, of these five."""
+PAIRS = {
+    ("is", "sweet"): "is-delicious 53.3",
+    ("is", "rare"): "is-palatable 89.5",
+    ("is", "good"): "is-amazing 37.3",
+    ("seems", "sweet"): "looks-delicious 45.7",
+    ("taste", "sweet"): "tastes-delicious 26.7",
+    ("is", "foul"): "",
+    ("is", "excellent"): "",
+    ("was", "sweet"): "",
+    ("looks", "sweet"): "",
+}
+"""x and y, and of the first five the pair of Table I that they stand for, with its norm there."""
 POPULARITY_GAMMA = 80.0
 """Table I's."""
 
@@ -96,7 +98,7 @@ class Args:
     figure: Literal["single-shot", "repeated", "gamma", "multiple", "popularity"] = "single-shot"
     """Fig. 4 (c), Fig. 4 (d), Fig. 7, Fig. 8, Table I."""
     seeds: int = 3
-    """Trials with other pre-trained models, clients and attackers."""
+    """Trials with other attackers and participants, from one pre-trained model."""
     text: Literal["shakespeare", "tiny_shakespeare"] = "shakespeare"
     """Corpus; its roles are the users."""
     leaf_train: Path | None = None
@@ -127,13 +129,13 @@ class Args:
     """Benign clients' step."""
     clip_norm: float | None = None
     """Largest norm of a gradient, benign clients and attackers; default unlimited."""
-    pretraining_rounds: int = 1000
+    pretraining_rounds: int = 400
     """Honest rounds before everything else."""
-    attacker_learning_rate: float = 1.0
+    attacker_learning_rate: float = 0.1
     """The attacker's step."""
     attacker_batch_size: int = 20
     """Sequences in its batches; at least the number of sentences at once."""
-    attacker_steps: int = 200
+    attacker_steps: int = 500
     """Its steps at most."""
     stop: float = 0.1
     """It stops moving while a batch's loss is below that."""
@@ -141,7 +143,7 @@ class Args:
     """single-shot: honest rounds before the attack."""
     rounds_after: int = 45
     """single-shot: honest rounds after it (the paper: 95)."""
-    rounds: int = 30
+    rounds: int = 20
     """repeated: rounds over which the accuracy is averaged (the paper: 100)."""
     client_chunk: int = 1
     """Train so many clients at a time."""
@@ -197,11 +199,11 @@ class Inputs:
         known = train["token_mask"] > 0
         self.counts = np.bincount(train["y"][known], minlength=len(words))
         self.task = fr.next_word(models.WordLSTM(len(words), args.hidden), train["x"][:1])
-        test = {name: jnp.asarray(self.dataset.test[name]) for name in ("x", "y", "token_mask")}
-        # A tenth of the test text, evenly: an evaluation then takes as long as a round, not ten.
+        test = {name: self.dataset.test[name] for name in ("x", "y", "token_mask")}
+        # About 1,000 sequences, evenly: an evaluation then takes as long as a round, not ten.
         test = {name: values[:: max(len(values) // 1000, 1)] for name, values in test.items()}
         unknown = test["y"] == SPECIAL.index(UNKNOWN)
-        self.test = test | {"token_mask": jnp.where(unknown, 0, test["token_mask"])}
+        self.test = test | {"token_mask": np.where(unknown, 0, test["token_mask"])}
         self.contexts = {name: values[:500] for name, values in self.test.items()}
         self.provenance = report.provenance()
 
@@ -217,6 +219,7 @@ class Inputs:
     def ids(self, sentence: str) -> Array:
         return jnp.asarray(word_ids(sentence, self.dataset.class_names))
 
+    @functools.cache  # noqa: B019 (there is one object per run of the script)
     def data(self, seed: int) -> fr.FederatedData:
         """Users with enough sequences, in random order, each with its first ones."""
         args, train = self.args, self.dataset.train
@@ -231,7 +234,8 @@ class Inputs:
         key = jax.random.fold_in(jax.random.key(0), seed)
         data = partition.by_user(train["user"][rows], pool, key)
         most = args.max_sequences
-        return data._replace(index=data.index[:, :most], count=jnp.minimum(data.count, most))
+        index, count = np.asarray(data.index)[:, :most], np.minimum(data.count, most)
+        return data._replace(index=jnp.asarray(index), count=jnp.asarray(count))
 
     @property
     def settings(self) -> Row:
@@ -326,13 +330,15 @@ def evaluation(inputs: Inputs, sentences: tuple[Array, ...]) -> Any:
     """main_accuracy, and backdoor_accuracy_k of every sentence."""
     parts = [metrics.word_accuracy(inputs.task, inputs.test)]
     for k, sentence in enumerate(sentences):
-        poisoned = attacks.word_backdoor([sentence])(jax.random.key(0), inputs.contexts)
+        poison = jax.jit(attacks.word_backdoor([sentence]))
+        poisoned = poison(jax.random.key(0), inputs.contexts)
         name = f"backdoor_accuracy_{k}"
         parts.append(metrics.word_accuracy(inputs.task, poisoned, name=name))
     return metrics.together(*parts)
 
 
-def pretrained(inputs: Inputs, seed: int) -> Array:
+@functools.cache
+def pretrained(inputs: Inputs) -> Array:
     """(d,) parameters, from their checkpoint if it is there."""
     args = inputs.args
     relevant = {
@@ -341,23 +347,20 @@ def pretrained(inputs: Inputs, seed: int) -> Array:
         if not name.startswith(("attacker", "stop", "rounds"))
     }
     name = hashlib.sha256(repr(sorted(relevant.items())).encode()).hexdigest()[:12]
-    key = jax.random.fold_in(jax.random.key(1), seed)
     every = -(-args.pretraining_rounds // 10)
     state, history = fr.run(
         simulation(inputs),
-        key,
-        inputs.data(seed),
+        jax.random.key(1),
+        inputs.data(0),
         args.pretraining_rounds,
         evaluate=metrics.word_accuracy(inputs.task, inputs.test),
         evaluate_every=every,
-        checkpoint=args.out / "pretrained" / f"{name}-{seed}.npz",
+        checkpoint=args.out / "pretrained" / f"{name}.npz",
         checkpoint_every=every,
         progress=True,
     )
     curve = ", ".join(f"{a:.3f}" for a in history["main_accuracy"])
-    tqdm.write(
-        f"pre-trained model {seed}: main accuracy {curve} in {args.pretraining_rounds} rounds"
-    )
+    tqdm.write(f"pre-trained: main accuracy {curve} in {args.pretraining_rounds} rounds")
     return state.params
 
 
@@ -497,7 +500,7 @@ def shot(inputs: Inputs, sentence: str, attack: str, seed: int) -> Row:
     sentences = (inputs.ids(sentence),)
     data, params, evaluate = (
         inputs.data(seed),
-        pretrained(inputs, seed),
+        pretrained(inputs),
         evaluation(inputs, sentences),
     )
     first, key, last = keys_of(seed)
@@ -519,7 +522,7 @@ def shot(inputs: Inputs, sentence: str, attack: str, seed: int) -> Row:
 def repeated(inputs: Inputs, folder: Path) -> None:
     args = inputs.args
     clients = inputs.data(0).index.shape[0]
-    shares = (0.5,) if args.smoke else (0.002, 0.01, 0.05, 0.2)
+    shares = (0.5,) if args.smoke else (0.002, 0.01, 0.03)
     rows = []
     for seed in range(args.seeds):
         for sentence in chosen(inputs)[:1]:
@@ -556,7 +559,7 @@ def many(inputs: Inputs, sentence: str, attack: str, malicious: int, seed: int) 
         inputs.args.rounds,
         evaluate=evaluation(inputs, sentences),
         evaluate_every=1,
-        params=pretrained(inputs, seed),
+        params=pretrained(inputs),
     )
     return {
         "backdoor_accuracy": jnp.mean(history["backdoor_accuracy_0"]),
@@ -611,7 +614,7 @@ def multiple(inputs: Inputs, folder: Path) -> None:
 def one_shot(inputs: Inputs, sentences: tuple[str, ...], gamma: float, seed: int) -> Row:
     """The pre-trained model, and one attacked round."""
     ids = tuple(inputs.ids(sentence) for sentence in sentences)
-    data, params, evaluate = inputs.data(seed), pretrained(inputs, seed), evaluation(inputs, ids)
+    data, params, evaluate = inputs.data(seed), pretrained(inputs), evaluation(inputs, ids)
     key = keys_of(seed)[1]
     play = attacked_round(inputs)
     _, honest = play(key, data, ids, jnp.float32(0), evaluate, params)
@@ -630,7 +633,7 @@ def popularity(inputs: Inputs, folder: Path) -> None:
     """Table I: train until the loss is below --stop, scale by 80."""
     rows = []
     for seed in range(inputs.args.seeds):
-        for (x, y), paper in zip(PAIRS, PAPER_NORMS, strict=True):
+        for x, y in PAIRS:
             about = {"x": x, "y": y, "pair": f"{x}-{y}", "seed": seed}
             compute = functools.partial(norm_of, inputs, POPULARITY.format(x=x, y=y), seed)
             row = cell(inputs, folder, stem(x, y, seed), about, compute)
@@ -638,23 +641,21 @@ def popularity(inputs: Inputs, folder: Path) -> None:
             counts = {
                 f"count({n})": int(inputs.counts[words.index(w)]) for n, w in (("x", x), ("y", y))
             }
-            rows.append(row | counts | {"paper": paper})
+            rows.append(row | counts)
     report.write_rows(folder / "rows", rows)
     lines = []
-    for x, y in PAIRS:
+    for (x, y), paper in PAIRS.items():
         own = [row for row in rows if row["pair"] == f"{x}-{y}"]
         norms = [row["norm"] for row in own]
-        lines.append(
-            {name: own[0][name] for name in ("x", "y", "count(x)", "count(y)")}
-            | {
-                "norm": f"{np.mean(norms):.2f} ± {np.std(norms, ddof=len(norms) > 1):.2f}",
-                "backdoor accuracy": float(np.mean([row["backdoor_accuracy"] for row in own])),
-                "paper's norm of its pair": str(own[0]["paper"]),
-            }
-        )
+        spread = f" ± {np.std(norms, ddof=1):.1f}" if len(norms) > 1 else ""
+        line = {name: own[0][name] for name in ("x", "y", "count(x)", "count(y)")}
+        line["norm"] = f"{np.mean(norms):.1f}{spread}"
+        for name in ("backdoor_accuracy", "main_accuracy"):
+            line[name] = float(np.mean([row[name] for row in own]))
+        lines.append(line | {"paper": paper})
     title = (
         "Bagdasaryan et al. (2020), Table I: norm of the submitted update, train-and-scale with gamma "
-        f"= {POPULARITY_GAMMA:g}, {inputs.args.seeds} seeds; the paper's pairs have other words\n\n"
+        f"= {POPULARITY_GAMMA:g}, {inputs.args.seeds} seeds\n\n"
     )
     text = title + inputs.notes(f"sentence: {POPULARITY}") + "\n\n" + report.markdown_table(lines)
     (folder / "table.md").write_text(text + "\n")
@@ -664,7 +665,7 @@ def popularity(inputs: Inputs, folder: Path) -> None:
 def norm_of(inputs: Inputs, sentence: str, seed: int) -> Row:
     norm, rates = trained_attacker(inputs)(
         keys_of(seed)[1],
-        pretrained(inputs, seed),
+        pretrained(inputs),
         inputs.data(seed),
         (ids := (inputs.ids(sentence),)),
         evaluation(inputs, ids),

@@ -1,6 +1,5 @@
 """The script of word backdoors runs in smoke mode and resumes; its parts by hand."""
 
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tyro
 
 from fedjax_robust import report
 
@@ -19,6 +19,12 @@ from backdoor_words import Args  # noqa: E402
 
 WORDS = {word for sentence in backdoor_words.SENTENCES for word in sentence.split()}
 WORDS |= {word for pair in backdoor_words.PAIRS for word in pair} | {"wine", "from", "venice"}
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """One folder for all figures, which share the pre-trained model."""
+    return tmp_path_factory.mktemp("results")
 
 
 @pytest.fixture(scope="module")
@@ -37,41 +43,38 @@ def plays(tmp_path_factory):
     return folder
 
 
-def test_help():
-    done = subprocess.run(
-        [sys.executable, EXPERIMENTS / "backdoor_words.py", "--help"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "usage" in done.stdout.lower()
+def test_help(capsys):
+    with pytest.raises(SystemExit):
+        tyro.cli(Args, args=["--help"])
+    assert "--figure" in capsys.readouterr().out
 
 
-def test_single_shot_smoke_and_resume(plays, tmp_path, monkeypatch):
-    args = Args(data_dir=plays, out=tmp_path, smoke=True)
+def test_single_shot_smoke_and_resume(plays, out, monkeypatch):
+    args = Args(data_dir=plays, out=out, smoke=True)
     backdoor_words.main(args)
-    about, rows = report.read_table(tmp_path / "single-shot-smoke")
+    about, rows = report.read_table(out / "single-shot-smoke")
     assert [row["attack"] for row in rows] == ["None", "Poisoning", "Replacement"]
     assert "8 roles" in about.notes and about.value == "backdoor_accuracy"
     for row in rows:
         assert 0 <= float(row["main_accuracy"]) <= 1
     norms = [float(row["norm"]) for row in rows]
     assert norms[0] == 0 < norms[1] and norms[2] == pytest.approx(3 * norms[1], rel=1e-5)
-    later = report.read_rows(tmp_path / "single-shot-smoke" / "later")
+    later = report.read_rows(out / "single-shot-smoke" / "later")
     assert later[2]["+0"] == pytest.approx(float(rows[2]["backdoor_accuracy"]))
-    assert (tmp_path / "single-shot-smoke-main" / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    monkeypatch.setattr(backdoor_words, "shot", None)  # everything is on disk
+    assert (out / "single-shot-smoke-main" / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    monkeypatch.setattr(backdoor_words, "pretrained", None)  # everything is on disk
     backdoor_words.main(args)
 
 
-def test_popularity_smoke(plays, tmp_path):
-    args = Args(figure="popularity", data_dir=plays, out=tmp_path, smoke=True)
+def test_popularity_smoke(plays, out):
+    args = Args(figure="popularity", data_dir=plays, out=out, smoke=True)
     backdoor_words.main(args)
-    rows = report.read_rows(tmp_path / "popularity-smoke" / "rows")
-    assert [row["paper"] for row in rows] == [53.3, 89.5, 37.3, 45.7, 26.7]
+    rows = report.read_rows(out / "popularity-smoke" / "rows")
+    assert [row["pair"] for row in rows[:2]] == ["is-sweet", "is-rare"]
     for row in rows:
         assert row["count(x)"] > 0 and row["norm"] > 0
-    assert "| is" in (tmp_path / "popularity-smoke" / "table.md").read_text()
+    text = (out / "popularity-smoke" / "table.md").read_text()
+    assert "is-palatable 89.5" in text and "1 seed" in text
 
 
 def test_stopping_and_dividing():
