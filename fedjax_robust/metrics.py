@@ -140,18 +140,18 @@ def together(*evaluations: Evaluate) -> Evaluate:
     Raises:
       ValueError: if two of them use the same name.
     """
-
-    def evaluate(parts: tuple[Evaluate, ...], params: Array) -> dict[str, Array]:
-        results: dict[str, Array] = {}
-        for part in parts:
-            new = part(params)
-            if clash := {*results} & {*new}:
-                raise ValueError(f"two evaluations are called {sorted(clash)}; rename one")
-            results |= new
-        return results
-
     wrapped = (e if isinstance(e, Partial) else Partial(e) for e in evaluations)
-    return Partial(evaluate, tuple(wrapped))
+    return Partial(_together, tuple(wrapped))
+
+
+def _together(parts: tuple[Evaluate, ...], params: Array) -> dict[str, Array]:
+    results: dict[str, Array] = {}
+    for part in parts:
+        new = part(params)
+        if clash := {*results} & {*new}:
+            raise ValueError(f"two evaluations are called {sorted(clash)}; rename one")
+        results |= new
+    return results
 
 
 def detection(selected: Array, malicious: Array) -> Info:
