@@ -36,6 +36,12 @@ def tree(task, params):
 
 
 @pytest.fixture(scope="module")
+def logits(task):
+    """Compiled."""
+    return jax.jit(task.logits)
+
+
+@pytest.fixture(scope="module")
 def gradient(task):
     """Loss and gradient, compiled."""
     return jax.jit(jax.value_and_grad(task.loss))
@@ -51,7 +57,7 @@ def logits_of(task, params, x):
 def test_lstm_is_numpys():
     x = RNG.normal(size=(2, 6, 4)).astype(np.float32)
     layer = LSTM(5)
-    params = layer.init(jax.random.key(0), x)["params"]
+    params = jax.jit(layer.init)(jax.random.key(0), x)["params"]
     for leaf in jax.tree.leaves(params):
         assert 0.3 * 5**-0.5 < np.max(np.abs(leaf)) <= 5**-0.5
     assert {name: p.shape for name, p in params.items()} == {
@@ -92,21 +98,21 @@ def test_number_of_parameters_is_that_of_the_papers_code():
     assert count == 10_000_000 + 50_000 + 2 * (320_000 + 1_600) == 10_693_200
 
 
-def test_logits_are_numpys(task, params):
+def test_logits_are_numpys(task, logits, params):
     assert params.shape == (V * H + V + 2 * (8 * H * H + 8 * H),)
-    np.testing.assert_allclose(task.logits(params, X), logits_of(task, params, X), atol=2e-5)
+    np.testing.assert_allclose(logits(params, X), logits_of(task, params, X), atol=2e-5)
 
 
-def test_later_words_do_not_matter(task, params):
+def test_later_words_do_not_matter(logits, params):
     other = X.copy()
     other[:, 3:] = (other[:, 3:] + 1) % V
-    a, b = task.logits(params, X), task.logits(params, other)
+    a, b = logits(params, X), logits(params, other)
     np.testing.assert_array_equal(a[:, :3], b[:, :3])
     assert np.all(np.max(np.abs(a - b)[:, 3:], axis=-1) > 1e-4)
 
 
 def test_initial_weights():
-    params = models.WordLSTM(1000, 8).init(jax.random.key(0), X)["params"]
+    params = jax.jit(models.WordLSTM(1000, 8).init)(jax.random.key(0), X)["params"]
     embedding = np.asarray(params["embedding"])
     assert np.max(np.abs(embedding)) <= 0.1 and abs(np.std(embedding) - 0.2 / 12**0.5) < 2e-3
     np.testing.assert_array_equal(params["bias"], 0)
@@ -126,6 +132,7 @@ def test_bad_shapes(shape):
 
 def test_loss_is_numpys(task, params):
     logits = logits_of(task, params, X)
+    loss = jax.jit(task.loss)
     ones = np.ones(B), np.ones((B, T))
     batch = {"x": X, "y": Y}
     for more, mask, token_mask in [
@@ -135,7 +142,7 @@ def test_loss_is_numpys(task, params):
         ({"mask": MASK, "token_mask": TOKEN_MASK}, MASK, TOKEN_MASK),
     ]:
         expected = ref.next_word_loss(logits, Y, mask, token_mask)
-        np.testing.assert_allclose(task.loss(params, batch | more), expected, rtol=1e-5)
+        np.testing.assert_allclose(loss(params, batch | more), expected, rtol=1e-5)
 
 
 def test_gradient_is_numpys_difference_quotient(task, gradient):
@@ -151,7 +158,7 @@ def test_gradient_is_numpys_difference_quotient(task, gradient):
         return ref.next_word_loss(logits, batch["y"], batch["mask"], batch["token_mask"])
 
     _, slopes = gradient(jnp.asarray(params, jnp.float32), batch)
-    for i in RNG.choice(len(params), 60, replace=False):
+    for i in RNG.choice(len(params), 25, replace=False):
         step = np.zeros(len(params))
         step[i] = 1e-5
         slope = (loss(params + step) - loss(params - step)) / 2e-5
@@ -221,20 +228,20 @@ def test_backdoor_is_numpys(replaced):
     batch = {"x": text[:, :-1], "y": text[:, 1:], "token_mask": token_mask}
     sentences = [[1, 2, 3, 4, 5, 6, 7, 8], [9, 10], [11, 12, 13]]
     batch = {name: jnp.asarray(value) for name, value in batch.items()}
-    out = word_backdoor(sentences, replaced)(jax.random.key(0), batch)
+    out = jax.jit(word_backdoor(sentences, replaced))(jax.random.key(0), batch)
     expected = ref.word_backdoor(*batch.values(), sentences, replaced or 7)
-    for ours, theirs in zip(out.values(), expected, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for name, theirs in zip(("x", "y", "token_mask"), expected, strict=True):
+        np.testing.assert_array_equal(out[name], theirs)
     assert {name: v.dtype for name, v in out.items()} == {n: v.dtype for n, v in batch.items()}
 
 
-def test_weight_of_the_last_word(task, params):
+def test_weight_of_the_last_word(task, gradient, params):
     poison = word_backdoor([[1, 2]], replaced=2, weight=T)
-    out = poison(jax.random.key(0), {"x": jnp.asarray(X), "y": jnp.asarray(Y)})
+    out = jax.jit(poison)(jax.random.key(0), {"x": jnp.asarray(X), "y": jnp.asarray(Y)})
     np.testing.assert_array_equal(jnp.sum(out["token_mask"], axis=1), T)
     logits = logits_of(task, params, out["x"])
     expected = ref.next_word_loss(logits, out["y"], np.ones(B), out["token_mask"])
-    np.testing.assert_allclose(task.loss(params, out), expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient(params, out | {"mask": np.ones(B)})[0], expected, rtol=1e-5)
 
 
 def test_ids_may_be_traced():
@@ -275,20 +282,19 @@ def test_two_rounds_and_model_replacement():
     text = np.tile([1, 2, 3], 40)[: 12 * (T + 1)].reshape(12, T + 1).astype(np.int32)
     pool = {"x": text[:, :-1], "y": text[:, 1:], "token_mask": np.ones((12, T), np.float32)}
     data = from_owner(pool, np.arange(12) // 4, 3)
-    task = fr.next_word(models.WordLSTM(V, 8), pool["x"][:1])
-    poisoned = {n: jnp.asarray(v) for n, v in pool.items()}
-    poisoned = word_backdoor([[3, 2, 4]])(jax.random.key(0), poisoned)
+    task = fr.next_word(models.WordLSTM(V, 8, layers=1), pool["x"][:1])
+    poisoned = jax.jit(word_backdoor([[3, 2, 4]]))(jax.random.key(0), pool)
     evaluate = metrics.together(
         metrics.word_accuracy(task, pool),
         metrics.word_accuracy(task, poisoned, name="backdoor_accuracy"),
     )
-    honest = fr.local_sgd(task, 2.0, 4, steps=60)
+    honest = fr.local_sgd(task, 2.0, 4, epochs=60)
     sim = fr.Simulation(task, honest, mean())
     state, history = fr.run(sim, jax.random.key(1), data, 2, evaluate=evaluate, evaluate_every=1)
     assert history["main_accuracy"][-1] > 0.95 and history["backdoor_accuracy"][-1] == 0
 
     poison = word_backdoor([[3, 2, 4]], replaced=2, weight=T)
-    attacker = fr.local_sgd(task, 2.0, 4, steps=60, poison=poison)
+    attacker = fr.local_sgd(task, 2.0, 4, epochs=60, poison=poison)
 
     @jax.jit
     def attacked(gamma):
