@@ -43,13 +43,13 @@ import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from common import use_compilation_cache
+from common import my_share, share_is_done, use_compilation_cache
 from fang_table2 import command_line
 from tqdm import tqdm
 
@@ -153,6 +153,9 @@ class Args:
     """Folder of the data sets; default FEDJAX_ROBUST_DATA, else where TFDS keeps its own."""
     out: Path = Path("results/backdoor_words")
     """Where results go."""
+    cell: str | None = None
+    """Compute only the i-th of N shares of the cells, i/N, so that N machines work on one figure; then
+    the same command without it gathers their files."""
     smoke: bool = False
     """Tiny sizes and few rounds, to see that everything works; the numbers mean nothing."""
 
@@ -182,9 +185,18 @@ IRRELEVANT = (
     "client_chunk",
     "data_dir",
     "out",
+    "cell",
     "smoke",
 )
 """Arguments that no single cell depends on, beside what its name says."""
+
+
+class Cell(NamedTuple):
+    """One run: its file, its settings beside those of ``Args``, and how to compute it."""
+
+    name: str
+    about: Row
+    compute: Callable[[], Row]
 
 
 def main(args: Args) -> None:
@@ -193,8 +205,24 @@ def main(args: Args) -> None:
         args = dataclasses.replace(args, **SMOKE)
     folder = args.out / (args.figure + ("-smoke" if args.smoke else ""))
     inputs = Inputs(args)
-    FIGURES[args.figure](inputs, folder)
+    cells, write = FIGURES[args.figure]
+    rows = [row_of(cell, inputs, folder) for cell in my_share(cells(inputs), args.cell)]
+    if share_is_done(args.cell, folder):
+        return
+    write(inputs, folder, rows)
     print(f"rows, tables and figures are in {folder}")
+
+
+def row_of(cell: Cell, inputs: Inputs, folder: Path) -> Row:
+    """Settings and result of one cell, from its file if it is there."""
+    settings = inputs.settings | cell.about
+    result = report.load_cell(folder, cell.name, settings)
+    if result is None:
+        result = jax.device_get(cell.compute()) | inputs.provenance
+        report.save_cell(folder, cell.name, settings, result)
+    shown = (n for n in ("backdoor_accuracy", "main_accuracy", "norm") if n in result)
+    tqdm.write(f"{cell.name}: {', '.join(f'{name} {float(result[name]):.3f}' for name in shown)}")
+    return settings | result
 
 
 # --- Data, model and the attack ----------------------------------------------------------------------
@@ -425,23 +453,12 @@ def attacked_round(inputs: Inputs) -> Callable[..., Any]:
 
 
 def gamma_of(inputs: Inputs, attack: str) -> float:
-    return {"None": 0.0, "Poisoning": 1.0, "Replacement": float(inputs.args.clients_per_round)}[
-        attack
-    ]
+    m = float(inputs.args.clients_per_round)
+    return {"None": 0.0, "Poisoning": 1.0, "Replacement": m}[attack]
 
 
 def keys_of(seed: int) -> Array:
     return jax.random.split(jax.random.fold_in(jax.random.key(2), seed), 3)
-
-
-def cell(inputs: Inputs, folder: Path, name: str, settings: Row, compute: Callable[[], Row]) -> Row:
-    """Settings and result of one cell, from its file if it is there."""
-    settings = inputs.settings | settings
-    result = report.load_cell(folder, name, settings)
-    if result is None:
-        result = jax.device_get(compute()) | inputs.provenance
-        report.save_cell(folder, name, settings, result)
-    return settings | result
 
 
 def chosen(inputs: Inputs) -> tuple[str, ...]:
@@ -455,23 +472,24 @@ def stem(*parts: Any) -> str:
 # --- The figures -------------------------------------------------------------------------------------
 
 
-def single_shot(inputs: Inputs, folder: Path) -> None:
+def single_shot(inputs: Inputs) -> list[Cell]:
+    return [
+        Cell(
+            stem(sentence, attack, seed),
+            {"sentence": sentence, "attack": attack, "seed": seed},
+            functools.partial(shot, inputs, sentence, attack, seed),
+        )
+        for seed in range(inputs.args.seeds)
+        for sentence in chosen(inputs)
+        for attack in ATTACKS
+    ]
+
+
+def write_single_shot(inputs: Inputs, folder: Path, rows: list[Row]) -> None:
     args = inputs.args
-    rows: list[Row] = []
-    for seed in range(args.seeds):
-        for sentence in chosen(inputs):
-            for attack in ATTACKS:
-                about = {"sentence": sentence, "attack": attack, "seed": seed}
-                compute = functools.partial(shot, inputs, sentence, attack, seed)
-                rows.append(cell(inputs, folder, stem(sentence, attack, seed), about, compute))
-                row = rows[-1]
-                tqdm.write(
-                    f"{sentence:32s} {attack:12s} backdoor {row['backdoor_accuracy']:.3f}, main "
-                    f"{row['main_accuracy']:.3f} (before: {row['main_accuracy_before']:.3f})"
-                )
     after = np.arange(1 - args.rounds_before, args.rounds_after + 2)
     title = "Bagdasaryan et al. (2020), Fig. 4 (c), single-shot attack on words"
-    notes = inputs.notes(f"{500} contexts; one attacked round")
+    notes = inputs.notes("one attacked round")
     command = command_line("backdoor_words.py", args)
     plain = [{k: v for k, v in row.items() if not k.endswith("curve")} for row in rows]
     for value, words in (("backdoor_accuracy", "backdoor"), ("main_accuracy", "main")):
@@ -512,11 +530,8 @@ def write_later(folder: Path, rows: list[Row], args: Args) -> None:
 def shot(inputs: Inputs, sentence: str, attack: str, seed: int) -> Row:
     args = inputs.args
     sentences = (inputs.ids(sentence),)
-    data, params, evaluate = (
-        inputs.data(seed),
-        pretrained(inputs),
-        evaluation(inputs, sentences),
-    )
+    data, params = inputs.data(seed), pretrained(inputs)
+    evaluate = evaluation(inputs, sentences)
     first, key, last = keys_of(seed)
     params, before = honest_rounds(inputs, args.rounds_before)(first, data, evaluate, params)
     gamma = jnp.float32(gamma_of(inputs, attack))
@@ -533,31 +548,26 @@ def shot(inputs: Inputs, sentence: str, attack: str, seed: int) -> Row:
     }
 
 
-def repeated(inputs: Inputs, folder: Path) -> None:
-    args = inputs.args
+def repeated(inputs: Inputs) -> list[Cell]:
     clients = inputs.data(0).index.shape[0]
-    rows = []
-    for seed in range(args.seeds):
+    cells = []
+    for seed in range(inputs.args.seeds):
         for sentence in chosen(inputs)[:1]:
-            for share in args.shares:
+            for malicious in (max(round(share * clients), 1) for share in inputs.args.shares):
                 for attack in ATTACKS[1:]:
-                    malicious = max(round(share * clients), 1)
-                    about = {
-                        "sentence": sentence, "attack": attack, "seed": seed, "malicious": malicious,
-                        "share": malicious / clients,
-                    }  # fmt: skip
+                    about = {"sentence": sentence, "attack": attack, "seed": seed}
+                    about |= {"malicious": malicious, "share": malicious / clients}
                     name = stem(sentence, attack, malicious, seed)
                     compute = functools.partial(many, inputs, sentence, attack, malicious, seed)
-                    rows.append(cell(inputs, folder, name, about, compute))
-                    row = rows[-1]
-                    tqdm.write(
-                        f"{sentence} {attack:12s} {malicious:4d} of {clients}: mean backdoor "
-                        f"{row['backdoor_accuracy']:.3f}, main {row['main_accuracy']:.3f}"
-                    )
+                    cells.append(Cell(name, about, compute))
+    return cells
+
+
+def write_repeated(inputs: Inputs, folder: Path, rows: list[Row]) -> None:
     write_sweeps(
         inputs, folder, rows, x="share", xlabel="share of malicious clients", panels="sentence",
         title="Bagdasaryan et al. (2020), Fig. 4 (d), repeated attack on words", log_x=True,
-        notes=f"means over {args.rounds} rounds",
+        notes=f"means over {inputs.args.rounds} rounds",
     )  # fmt: skip
 
 
@@ -582,40 +592,47 @@ def many(inputs: Inputs, sentence: str, attack: str, malicious: int, seed: int) 
     }
 
 
-def gammas(inputs: Inputs, folder: Path) -> None:
+def gammas(inputs: Inputs) -> list[Cell]:
     m = inputs.args.clients_per_round
     factors = (0.5, 1.0) if inputs.args.smoke else (0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 2.0)
-    rows = []
-    for seed in range(inputs.args.seeds):
-        for sentence in chosen(inputs):
-            for gamma in (factor * m for factor in factors):
-                about = {
-                    "sentence": sentence,
-                    "gamma": gamma,
-                    "attack": "Replacement",
-                    "seed": seed,
-                }
-                name = stem(sentence, f"{gamma:g}", seed)
-                compute = functools.partial(one_shot, inputs, (sentence,), gamma, seed)
-                rows.append(cell(inputs, folder, name, about, compute))
+    return [
+        Cell(
+            stem(sentence, f"{gamma:g}", seed),
+            {"sentence": sentence, "gamma": gamma, "attack": "Replacement", "seed": seed},
+            functools.partial(one_shot, inputs, (sentence,), gamma, seed),
+        )
+        for seed in range(inputs.args.seeds)
+        for sentence in chosen(inputs)
+        for gamma in (factor * m for factor in factors)
+    ]
+
+
+def write_gammas(inputs: Inputs, folder: Path, rows: list[Row]) -> None:
     write_sweeps(
         inputs, folder, rows, x="gamma", xlabel="scaling factor", panels="attack", lines="sentence",
         title="Bagdasaryan et al. (2020), Fig. 7, scaling factors",
-        notes=f"gamma = {m} replaces the model",
+        notes=f"gamma = {inputs.args.clients_per_round} replaces the model",
     )  # fmt: skip
     write_norms(folder, rows, "gamma")
 
 
-def multiple(inputs: Inputs, folder: Path) -> None:
-    numbers = (2,) if inputs.args.smoke else (1, 2, 4, 7, 10)
-    rows = []
-    for seed in range(inputs.args.seeds):
-        for number in numbers:
-            about = {"number": number, "attack": "Replacement", "rule": "FedAvg", "seed": seed}
-            sentences = inputs.args.sentences[:number]
-            gamma = float(inputs.args.clients_per_round)
-            compute = functools.partial(one_shot, inputs, sentences, gamma, seed)
-            rows.append(cell(inputs, folder, stem(number, seed), about, compute))
+def multiple(inputs: Inputs) -> list[Cell]:
+    args = inputs.args
+    return [
+        Cell(
+            stem(number, seed),
+            {"number": number, "attack": "Replacement", "rule": "FedAvg", "seed": seed}
+            | {"sentences": args.sentences[:number]},
+            functools.partial(
+                one_shot, inputs, args.sentences[:number], float(args.clients_per_round), seed
+            ),
+        )
+        for seed in range(args.seeds)
+        for number in ((2,) if args.smoke else (1, 2, 4, 7, 10))
+    ]
+
+
+def write_multiple(inputs: Inputs, folder: Path, rows: list[Row]) -> None:
     write_sweeps(
         inputs, folder, rows, x="number", xlabel="sentences", panels="rule",
         title="Bagdasaryan et al. (2020), Fig. 8, several backdoors in one shot",
@@ -642,19 +659,24 @@ def one_shot(inputs: Inputs, sentences: tuple[str, ...], gamma: float, seed: int
     }
 
 
-def popularity(inputs: Inputs, folder: Path) -> None:
+def popularity(inputs: Inputs) -> list[Cell]:
     """Table I: train until the loss is below --stop, scale by 80."""
-    rows = []
-    for seed in range(inputs.args.seeds):
-        for x, y in PAIRS:
-            about = {"x": x, "y": y, "pair": f"{x}-{y}", "seed": seed}
-            compute = functools.partial(norm_of, inputs, POPULARITY.format(x=x, y=y), seed)
-            row = cell(inputs, folder, stem(x, y, seed), about, compute)
-            words = inputs.dataset.class_names
-            counts = {
-                f"count({n})": int(inputs.counts[words.index(w)]) for n, w in (("x", x), ("y", y))
-            }
-            rows.append(row | counts)
+    return [
+        Cell(
+            stem(x, y, seed),
+            {"x": x, "y": y, "pair": f"{x}-{y}", "seed": seed},
+            functools.partial(norm_of, inputs, POPULARITY.format(x=x, y=y), seed),
+        )
+        for seed in range(inputs.args.seeds)
+        for x, y in PAIRS
+    ]
+
+
+def write_popularity(inputs: Inputs, folder: Path, rows: list[Row]) -> None:
+    words = inputs.dataset.class_names
+    for row in rows:
+        for name in ("x", "y"):
+            row[f"count({name})"] = int(inputs.counts[words.index(row[name])])
     report.write_rows(folder / "rows", rows)
     lines = []
     for (x, y), paper in PAIRS.items():
@@ -734,11 +756,11 @@ def write_norms(folder: Path, rows: list[Row], x: str) -> None:
 
 
 FIGURES = {
-    "single-shot": single_shot,
-    "repeated": repeated,
-    "gamma": gammas,
-    "multiple": multiple,
-    "popularity": popularity,
+    "single-shot": (single_shot, write_single_shot),
+    "repeated": (repeated, write_repeated),
+    "gamma": (gammas, write_gammas),
+    "multiple": (multiple, write_multiple),
+    "popularity": (popularity, write_popularity),
 }
 
 if __name__ == "__main__":

@@ -97,3 +97,33 @@ def test_bad_arguments(plays, tmp_path):
     args = Args(data_dir=plays, out=tmp_path, min_sequences=500, pretraining_rounds=1, number=1)
     with pytest.raises(ValueError, match="0 users have 500 sequences or more"):
         backdoor_words.main(args)
+
+
+@pytest.mark.parametrize("figure", ["gamma", "multiple", "repeated"])
+def test_what_the_sweeps_write(plays, tmp_path, monkeypatch, figure):
+    """The other figures' cells and tables; what is computed comes from the same parts."""
+    numbers = {"backdoor_accuracy": 0.75, "main_accuracy": 0.25, "main_accuracy_without": 0.5}
+    numbers |= {"norm": 3.0, "lowest_backdoor_accuracy": 0.5}
+    calls = []
+    for name in ("one_shot", "many"):
+        monkeypatch.setattr(
+            backdoor_words, name, lambda inputs, *rest: calls.append(rest) or dict(numbers)
+        )
+    args = Args(figure=figure, shares=(0.125,), data_dir=plays, out=tmp_path, smoke=True)
+    backdoor_words.main(args)
+    first = backdoor_words.SENTENCES[:2]
+    assert (
+        calls
+        == {
+            "gamma": [(first[:1], 1.5, 0), (first[:1], 3.0, 0)],
+            "multiple": [(first, 3.0, 0)],
+            "repeated": [(first[0], attack, 1, 0) for attack in ("Poisoning", "Replacement")],
+        }[figure]
+    )
+    about, rows = report.read_sweep(tmp_path / f"{figure}-smoke")
+    x = {"gamma": "gamma", "multiple": "number", "repeated": "share"}[figure]
+    assert about.x == x and {row["backdoor_accuracy"] for row in rows} == {"0.75"}
+    about, _ = report.read_sweep(tmp_path / f"{figure}-smoke-main")
+    assert about.value == "main_accuracy"
+    if figure != "repeated":
+        assert "0.500" in (tmp_path / f"{figure}-smoke" / "norms.md").read_text()
