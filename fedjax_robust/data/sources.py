@@ -86,7 +86,8 @@ class Dataset(NamedTuple):
 
     train: Arrays
     """``x`` (E, ...) float32, ``y`` (E,) int32 in [0, num_classes); images are (E, H, W, C) in
-    [0, 1]. Where examples come from users, ``user`` (E,) int32 from 0 on, for ``by_user``."""
+    [0, 1]. Where examples come from users, ``user`` (E,) int32 from 0 on, for ``by_user``. Text is
+    different: see ``data.text.text_dataset``."""
     test: Arrays
     """Like ``train``."""
     num_classes: int
