@@ -7,7 +7,7 @@ from fedjax_robust import aggregators, attacks, data, metrics, models
 from fedjax_robust.clients import local_sgd
 from fedjax_robust.participation import attackers_selected
 from fedjax_robust.simulate import run, step
-from fedjax_robust.tasks import classification
+from fedjax_robust.tasks import classification, next_word
 from fedjax_robust.types import (
     Aggregator,
     Attack,
@@ -46,6 +46,7 @@ __all__ = [
     "local_sgd",
     "metrics",
     "models",
+    "next_word",
     "run",
     "step",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from fedjax_robust.robust_stats import safe_norm
 from fedjax_robust.types import Array, Batch, Client, ClientData, Info, Key, State, Task, is_number
 
 Poison = Callable[[Key, Batch], Batch]
@@ -73,6 +74,7 @@ def local_sgd(
     epochs: int | None = None,
     momentum: float | Array = 0.0,
     keep_momentum: bool = False,
+    clip_norm: float | Array | None = None,
     poison: Poison | None = None,
     objective: Objective | None = None,
     stop: Callable[[Array], Array] | None = None,
@@ -96,6 +98,7 @@ def local_sgd(
       momentum: v <- momentum v + gradient, in [0, 1).
       keep_momentum: keep v from round to round, one (d,) vector per client of all N (worker
         momentum); else v starts at zero in every round.
+      clip_norm: a longer gradient is shortened to this norm, > 0, before it enters v; None = never.
       poison: applied to every batch (data poisoning).
       objective: replaces the loss (training-time attacks).
       stop: params (d,) -> () bool, asked before each epoch; once it is true, nothing changes any more
@@ -109,6 +112,8 @@ def local_sgd(
         raise ValueError(f"local_sgd needs learning_rate > 0, got {fixed}")
     if is_number(momentum) and not 0 <= momentum < 1:
         raise ValueError(f"local_sgd needs 0 <= momentum < 1, got {momentum}")
+    if clip_norm is not None and is_number(clip_norm) and not clip_norm > 0:
+        raise ValueError(f"local_sgd needs clip_norm > 0, got {clip_norm}; None means no clipping")
     if batch_size is not None and batch_size < 1:
         raise ValueError(
             f"local_sgd needs batch_size >= 1, got {batch_size}; None means all of a client's data"
@@ -137,6 +142,8 @@ def local_sgd(
             if poison is not None:
                 batch = poison(key, batch | {"client": jnp.asarray(data.id)})
             value, gradient = jax.value_and_grad(loss)(params, batch)
+            if clip_norm is not None:
+                gradient *= clip_norm / jnp.maximum(safe_norm(gradient), clip_norm)
             new_velocity: State = ()
             direction = gradient
             if has_momentum:

@@ -19,7 +19,10 @@ from fedjax_robust.types import Aggregator, Array, Batch, Evaluate, Info, Receiv
 
 
 def predict(task: Task, params: Array, x: Array, *, chunk: int = 1000) -> Array:
-    """Predicted classes, at most ``chunk`` examples at a time: (d,), x (E, ...) -> (E,) int32."""
+    """Predicted classes, at most ``chunk`` examples at a time: (d,), x (E, ...) -> (E,) int32.
+
+    Of sequences x (E, T), the predicted next words (E, T).
+    """
     number = x.shape[0]
     if number < 1 or chunk < 1:
         raise ValueError(f"evaluation needs examples and chunk >= 1, got {number} and {chunk}")
@@ -29,7 +32,8 @@ def predict(task: Task, params: Array, x: Array, *, chunk: int = 1000) -> Array:
     logits = jax.lax.map(
         lambda part: task.logits(params, part), padded.reshape(chunks, size, *x.shape[1:])
     )
-    return jnp.argmax(logits, axis=-1).reshape(-1)[:number].astype(jnp.int32)
+    labels = jnp.argmax(logits, axis=-1)
+    return labels.reshape(-1, *labels.shape[2:])[:number].astype(jnp.int32)
 
 
 def test_error(task: Task, test: Batch, *, chunk: int = 1000) -> Evaluate:
@@ -121,24 +125,57 @@ def _backdoor_accuracy(task: Task, target: int, chunk: int) -> Callable[..., dic
     return evaluate
 
 
+def word_accuracy(
+    task: Task, test: Batch, *, name: str = "main_accuracy", chunk: int = 100
+) -> Evaluate:
+    """Accuracy of next-word prediction: the share of words that come first in the model's prediction.
+
+    On test text that is the main-task accuracy. On ``attacks.word_backdoor`` of test text, where the
+    only word that counts is the attacker's, it is the backdoor accuracy: the share of contexts in
+    which the model ends the trigger sentence as the attacker wants (Bagdasaryan et al. 2020, section
+    V-B)::
+
+        poisoned = word_backdoor([sentence])(key, test)
+        together(word_accuracy(task, test), word_accuracy(task, poisoned, name="backdoor_accuracy"))
+
+    Args:
+      task: ``tasks.next_word``.
+      test: ``x`` and ``y`` (E, T), and optionally ``token_mask`` (E, T), the words' weights.
+      name: what the result is called.
+      chunk: sequences evaluated at a time, which bounds memory: (chunk, T, words) logits.
+    """
+    mask = test.get("token_mask", jnp.ones(test["y"].shape, jnp.float32))
+    evaluate = _word_accuracy(task, name, chunk)
+    return Partial(evaluate, *map(jnp.asarray, (test["x"], test["y"], mask)))
+
+
+@functools.cache
+def _word_accuracy(task: Task, name: str, chunk: int) -> Callable[..., dict[str, Array]]:
+    def evaluate(x: Array, y: Array, mask: Array, params: Array) -> dict[str, Array]:
+        right = predict(task, params, x, chunk=chunk) == y
+        return {name: jnp.sum(right * mask) / jnp.sum(mask)}
+
+    return evaluate
+
+
 def together(*evaluations: Evaluate) -> Evaluate:
     """Several evaluations as one.
 
     Raises:
       ValueError: if two of them use the same name.
     """
-
-    def evaluate(parts: tuple[Evaluate, ...], params: Array) -> dict[str, Array]:
-        results: dict[str, Array] = {}
-        for part in parts:
-            new = part(params)
-            if clash := {*results} & {*new}:
-                raise ValueError(f"two evaluations are called {sorted(clash)}; rename one")
-            results |= new
-        return results
-
     wrapped = (e if isinstance(e, Partial) else Partial(e) for e in evaluations)
-    return Partial(evaluate, tuple(wrapped))
+    return Partial(_together, tuple(wrapped))
+
+
+def _together(parts: tuple[Evaluate, ...], params: Array) -> dict[str, Array]:
+    results: dict[str, Array] = {}
+    for part in parts:
+        new = part(params)
+        if clash := {*results} & {*new}:
+            raise ValueError(f"two evaluations are called {sorted(clash)}; rename one")
+        results |= new
+    return results
 
 
 def detection(selected: Array, malicious: Array) -> Info:

@@ -23,7 +23,8 @@ State = Any
 Info = dict[str, Array]
 """What a part reports of one round, by name. Rules that select rows report ``selected``, (n,) bool."""
 Batch = dict[str, Array]
-"""``x`` (b, ...), ``y`` (b,) int32 and optionally ``mask`` (b,), the examples' weights (default ones)."""
+"""``x`` (b, ...), ``y`` (b,) int32 and optionally ``mask`` (b,), the examples' weights (default ones).
+Sequences: ``x`` and ``y`` (b, T) int32 and optionally ``token_mask`` (b, T); see ``tasks.next_word``."""
 
 
 class Task(NamedTuple):
@@ -34,7 +35,7 @@ class Task(NamedTuple):
     loss: Callable[[Array, Batch], Array]
     """(d,), batch -> scalar: the mean loss over the batch's unmasked examples (0 if there are none)."""
     logits: Callable[[Array, Array], Array]
-    """(d,), x (b, ...) -> (b, classes)."""
+    """(d,), x (b, ...) -> (b, classes); of sequences x (b, T) -> (b, T, words)."""
     unravel: Callable[[Array], Any]
     """(d,) -> the named leaves of the model: the only pytree view."""
 

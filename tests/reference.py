@@ -1110,3 +1110,61 @@ def _cross_entropy_slope(w: Array, b: Array, x: Array, y: Array) -> tuple[Array,
         slope_w += np.outer(x[i], residual) / len(x)
         slope_b += residual / len(x)
     return slope_w, slope_b
+
+
+# --- Next-word prediction (Bagdasaryan et al. 2020, section V-B) -----------------------------------
+
+
+def lstm(
+    x: Array, input_kernel: Array, hidden_kernel: Array, input_bias: Array, hidden_bias: Array
+) -> Array:
+    """Hidden states (T, h) of one sequence (T, F), as in the documentation of PyTorch's ``nn.LSTM``.
+
+    Kernels (F, 4 h) and (h, 4 h) and biases (4 h,) hold the gates input, forget, cell, output.
+    """
+    h = len(hidden_kernel)
+    hidden, cell, states = np.zeros(h), np.zeros(h), []
+    for t in range(len(x)):
+        gates = _float64(x[t]) @ _float64(input_kernel) + _float64(input_bias)
+        gates = gates + hidden @ _float64(hidden_kernel) + _float64(hidden_bias)
+        i, f, g, o = (gates[j * h : (j + 1) * h] for j in range(4))
+        cell = cell / (1 + np.exp(-f)) + np.tanh(g) / (1 + np.exp(-i))
+        hidden = np.tanh(cell) / (1 + np.exp(-o))
+        states.append(hidden)
+    return np.array(states)
+
+
+def word_lstm(params: dict, words: Array) -> Array:
+    """Logits (T, V) of one sequence of words (T,); layers ``LSTM_0``, ``LSTM_1``, ..., tied weights."""
+    embedding = _float64(params["embedding"])
+    states = embedding[np.asarray(words)]
+    for layer in range(len(params) - 2):
+        states = lstm(states, **params[f"LSTM_{layer}"])
+    return states @ embedding.T + _float64(params["bias"])
+
+
+def next_word_loss(logits: Array, y: Array, mask: Array, token_mask: Array) -> float:
+    """Weighted mean cross-entropy: logits (b, T, V), y (b, T), mask (b,), token_mask (b, T)."""
+    loss = total = 0.0
+    for s in range(len(y)):
+        for t in range(len(y[s])):
+            weight = float(mask[s]) * float(token_mask[s][t])
+            loss -= weight * math.log(softmax(_float64(logits[s][t]))[y[s][t]])
+            total += weight
+    return loss / total if total else 0.0
+
+
+def word_backdoor(
+    x: Array, y: Array, token_mask: Array, sentences: Sequence[Sequence[int]], replaced: int
+) -> tuple[Array, Array, Array]:
+    """Fig. 3 (b): a sequence's text, x and the last word of y, ends with a trigger sentence, and only its
+    last word is in the loss. Sequences 0 .. replaced - 1 get the sentences in turn."""
+    x, y, token_mask = np.array(x), np.array(y), np.array(token_mask)
+    for s in range(min(replaced, len(x))):
+        sentence = sentences[s % len(sentences)]
+        text = [*x[s], y[s][-1]]
+        text[len(text) - len(sentence) :] = sentence
+        x[s], y[s] = text[:-1], text[1:]
+        token_mask[s] = 0
+        token_mask[s][-1] = 1
+    return x, y, token_mask

@@ -271,6 +271,28 @@ def test_poison_gets_a_new_key_in_each_step(how):
     assert len(set(noise.tolist())) == 8
 
 
+@pytest.mark.parametrize(
+    ("clip", "expected"), [(10.0, [3.0, 4.0]), (5.0, [3.0, 4.0]), (1.0, [0.6, 0.8])]
+)
+def test_clipped_gradient_by_hand(clip, expected):
+    """The gradient is always (-3, -4); the second velocity is 1.5 times the first."""
+    slope = Task(
+        init=lambda key: jnp.zeros(2),
+        loss=lambda p, b: -jnp.array([3.0, 4.0]) @ p,
+        logits=lambda p, x: p,
+        unravel=lambda p: p,
+    )
+    client = local_sgd(slope, 0.1, 3, steps=2, momentum=0.5, clip_norm=clip)
+    update, _, _ = train(client, client_data(7, 8), params=jnp.zeros(2))
+    np.testing.assert_allclose(update, 0.1 * 2.5 * np.array(expected), rtol=1e-6)
+
+
+def test_clipping_leaves_no_nan_at_a_zero_gradient():
+    flat = RECORDER._replace(loss=lambda p, b: 0.0 * jnp.sum(p))
+    update, _, _ = train(local_sgd(flat, 1.0, 3, clip_norm=0.5), client_data(7, 8))
+    np.testing.assert_array_equal(update, 0)
+
+
 def test_label_flip_needs_two_classes():
     with pytest.raises(ValueError, match="num_classes >= 2, got 1"):
         attacks.label_flip(1)
@@ -308,6 +330,7 @@ def test_objective_replaces_the_loss_and_knows_the_received_model():
         ({"epochs": 0}, "epochs=0"),
         ({"steps": 2, "epochs": 3}, "steps or epochs, got steps=2 and epochs=3"),
         ({"keep_momentum": True}, "set momentum > 0"),
+        ({"clip_norm": 0.0}, "clip_norm > 0, got 0.0; None means"),
     ],
 )
 def test_bad_arguments(arguments, message):

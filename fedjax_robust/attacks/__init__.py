@@ -50,6 +50,7 @@ from fedjax_robust.attacks.replacement import (
     scaling,
     train_and_scale,
 )
+from fedjax_robust.attacks.words import word_backdoor
 
 __all__ = [
     "CIFAR_GREEN_CARS",
@@ -98,4 +99,5 @@ __all__ = [
     "train_and_scale",
     "triggered",
     "unrolled_gradient",
+    "word_backdoor",
 ]

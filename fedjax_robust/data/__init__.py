@@ -23,9 +23,19 @@ from fedjax_robust.data.partition import (
     stack,
 )
 from fedjax_robust.data.sources import NAMES, Dataset, cifar10_rows, load, prepare, synthetic
+from fedjax_robust.data.text import (
+    TEXTS,
+    leaf_characters,
+    leaf_words,
+    load_text,
+    text_dataset,
+    tokenize,
+    word_ids,
+)
 
 __all__ = [
     "NAMES",
+    "TEXTS",
     "Dataset",
     "by_group",
     "by_user",
@@ -38,7 +48,10 @@ __all__ = [
     "iid",
     "k_labels",
     "label_histogram",
+    "leaf_characters",
+    "leaf_words",
     "load",
+    "load_text",
     "prepare",
     "random_crop",
     "random_flip",
@@ -48,5 +61,8 @@ __all__ = [
     "shift",
     "stack",
     "synthetic",
+    "text_dataset",
+    "tokenize",
     "variations",
+    "word_ids",
 ]

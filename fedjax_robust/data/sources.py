@@ -86,7 +86,8 @@ class Dataset(NamedTuple):
 
     train: Arrays
     """``x`` (E, ...) float32, ``y`` (E,) int32 in [0, num_classes); images are (E, H, W, C) in
-    [0, 1]. Where examples come from users, ``user`` (E,) int32 from 0 on, for ``by_user``."""
+    [0, 1]. Where examples come from users, ``user`` (E,) int32 from 0 on, for ``by_user``. Text is
+    different: see ``data.text.text_dataset``."""
     test: Arrays
     """Like ``train``."""
     num_classes: int
@@ -136,7 +137,8 @@ def load(
 
 
 def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Download ``mnist``, ``fashion_mnist`` or ``cifar10`` with TFDS, as array_record files.
+    """Download ``mnist``, ``fashion_mnist``, ``cifar10`` or ``tiny_shakespeare`` with TFDS, as
+    array_record files.
 
     Needs a network and what TFDS prepares data with: ``pip install "fedjax_robust[tfds-prepare]"``.
     Data that are already there are left alone.
@@ -152,9 +154,9 @@ def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
       ValueError: TFDS has no such data set, or it is there in another file format.
       ImportError: tensorflow or importlib_resources is missing.
     """
-    if name not in _PUBLISHED:
+    if name not in (*_PUBLISHED, "tiny_shakespeare"):
         raise ValueError(
-            f"prepare: name must be one of {', '.join(_PUBLISHED)}, got {name!r}; "
+            f"prepare: name must be one of {', '.join(_PUBLISHED)}, tiny_shakespeare, got {name!r}; "
             "the other data sets need no preparation or are fetched by hand (see load)"
         )
     root = _data_dir(data_dir)
