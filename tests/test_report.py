@@ -509,3 +509,15 @@ def test_importing_the_package_does_not_import_matplotlib():
     )
     command = [sys.executable, "-c", script]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_later_panels_are_not_cut_off(tmp_path, monkeypatch):
+    """Panels share their y axis: it must reach the largest value of any of them."""
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    curves = {"first": {"a": [0.0, 0.0]}, "second": {"a": [0.0, 1.0]}}
+    plots.plot_curves(tmp_path / "x.png", [1, 2], curves)
+    for axes in figures[0].axes[:2]:
+        low, high = axes.get_ylim()
+        assert low == 0
+        assert high >= 1

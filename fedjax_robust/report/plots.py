@@ -147,8 +147,9 @@ def _lines_with_bands(
                 std = y.std(0, ddof=1)
                 low, high = (y.min(0), y.max(0)) if band == "range" else (mean - std, mean + std)
                 axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
-        axes.set_ylim(bottom=0)
         axes.margins(x=0.02)
+    for axes in panels:  # after all have lines: it ends the scaling of the y axis that they share
+        axes.set_ylim(bottom=0)
     shown = {"range": "smallest to largest", "std": "± sample standard deviation"}[band]
     note = f"mean of {most_seeds} seeds; band: {shown}" if most_seeds > 1 else None
     _legend(figure, panels, lines, note)
