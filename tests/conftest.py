@@ -3,13 +3,9 @@
 Their tolerances are stated for it, and parallel test processes would compete for a GPU's memory. On
 a GPU: ``JAX_PLATFORMS=cuda make test PYTEST_ARGS=``. Most of the tests' time goes into compiling small
 programs, which takes a third less with less optimization of machine code; ``XLA_FLAGS=`` restores it.
-The CPU pretends to be eight devices, of which all tests but those of sharding use the first.
 """
 
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=1 --xla_force_host_platform_device_count=8",
-)
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
