@@ -494,10 +494,11 @@ def write_single_shot(inputs: Inputs, folder: Path, rows: list[Row]) -> None:
     plain = [{k: v for k, v in row.items() if not k.endswith("curve")} for row in rows]
     for value, words in (("backdoor_accuracy", "backdoor"), ("main_accuracy", "main")):
         where = folder if words == "backdoor" else folder.with_name(f"{folder.name}-{words}")
-        metric = f"{words} accuracy in the attacked round"
+        metric = f"{words} accuracy"
         text = report.write_table(
             where, plain, {}, title=title, command=command, notes=notes,
-            index="sentence", columns="attack", value=value, metric=metric,
+            index="sentence", columns="attack", value=value,
+            metric=f"{metric} in the attacked round",
         )  # fmt: skip
         print(f"\n{text}")
         curves: dict[str, dict[str, Any]] = {attack: {} for attack in ATTACKS}
