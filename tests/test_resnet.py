@@ -227,7 +227,7 @@ def test_two_clients_train_by_local_sgd():
     train = jax.jit(
         jax.vmap(
             lambda key, params, data: client.update(key, params, (), data),
-            (0, None, ClientData(None, 0, 0)),
+            (0, None, ClientData(None, 0, 0, None, None)),
         )
     )
     params, losses = jax.jit(task.init)(jax.random.key(1)), []
