@@ -495,13 +495,10 @@ def test_two_backdoors_at_once(trained):
         attacks.replace_by(D_BACKDOOR, 4, 0.05), attacks.replace_by(other, 4, 0.05, skip=4)
     )
     client = local_sgd(TASK, 0.1, 16, epochs=8, poison=poison)
-    attack = attacks.model_replacement(client, OWN_DATA, attacks.equal_parts(float(N)))
-    sim = Simulation(TASK, HONEST, RULE, attack, **ALONE)
-    state, _ = fr.run(sim, jax.random.key(1), PARTS, 3, params=trained)
+    x = trained + jax.jit(client.update)(jax.random.key(1), trained, (), OWN_DATA)[0]
     for backdoor in (D_BACKDOOR, other):
-        hits = metrics.predict(TASK, state.params, backdoor["x"]) == backdoor["y"]
-        assert float(hits.mean()) > 0.9
-    assert float(metrics.test_error(TASK, TEST)(state.params)["test_error"]) < 0.15
+        assert float(jnp.mean(metrics.predict(TASK, x, backdoor["x"]) == backdoor["y"])) > 0.9
+    assert float(metrics.test_error(TASK, TEST)(x)["test_error"]) < 0.15
 
 
 def test_distributed_backdoor(trained):
