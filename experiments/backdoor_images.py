@@ -206,12 +206,12 @@ class Point(NamedTuple):
 def slant(x: np.ndarray) -> np.ndarray:
     """How far digits (b, 28, 28, 1) lean to the right: columns per row upwards, by regression of the
     ink's columns on its rows."""
-    image = x[..., 0].astype(np.float64)
-    row, column = np.mgrid[: x.shape[1], : x.shape[2]]
-    ink = image.sum(axis=(1, 2))
-    up = (image * row).sum(axis=(1, 2))[:, None, None] / ink[:, None, None] - row
-    right = column - (image * column).sum(axis=(1, 2))[:, None, None] / ink[:, None, None]
-    return (image * up * right).sum(axis=(1, 2)) / (image * up**2).sum(axis=(1, 2))
+    row, column = (a.ravel().astype(np.float64) for a in np.mgrid[: x.shape[1], : x.shape[2]])
+    image = x.reshape(len(x), -1).astype(np.float64)
+    ink = image.sum(axis=1)
+    mean_row, mean_column = image @ row / ink, image @ column / ink
+    together = image @ (row * column) / ink - mean_row * mean_column
+    return -together / (image @ row**2 / ink - mean_row**2)
 
 
 class Inputs:
@@ -821,7 +821,30 @@ def describe(
         honest = np.mean([result["honest_norm"] for result in results])
         notes += f" Norms of submitted updates (seed 0; honest ones {honest:.3g} on average): "
         notes += "; ".join(norms) + "."
+    if args.figure == "cosine":
+        notes += equally_anomalous(results)
     return notes
+
+
+def equally_anomalous(results: list[dict[str, Any]]) -> str:
+    """What train-and-scale reaches at the anomaly of each constrained method's largest gamma; means over
+    seeds, in between by linear interpolation."""
+    attack = min(BEFORE, len(results[0]["main"]) - 1)
+    curves: dict[str, dict[float, list[tuple[float, float]]]] = {}
+    for result in results:
+        points = curves.setdefault(result["method"], {}).setdefault(result["gamma"], [])
+        points.append((result["anomaly"], result["backdoor"][attack]))
+    means = {
+        name: np.sort(np.array([np.mean(points, axis=0) for points in by_gamma.values()]), axis=0)
+        for name, by_gamma in curves.items()
+    }
+    free = means.pop("train-and-scale")
+    said = [
+        f"{name}: {backdoor:.3f}, train-and-scale {np.interp(anomaly, *free.T):.3f}"
+        for name, points in means.items()
+        for anomaly, backdoor in points[-1:]
+    ]
+    return f" Backdoor accuracy at equal anomaly: {'; '.join(said)}."
 
 
 if __name__ == "__main__":

@@ -72,11 +72,17 @@ def test_points_of_every_figure():
     ]
 
 
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """One folder, so that the model before the attack is trained once."""
+    return tmp_path_factory.mktemp("backdoor_images")
+
+
 @needs_mnist
-def test_smoke_and_resume(tmp_path, monkeypatch):
-    args = Args(figure="single-shot", out=tmp_path, smoke=True)
+def test_smoke_and_resume(out, monkeypatch):
+    args = Args(figure="single-shot", out=out, smoke=True)
     backdoor_images.main(args)
-    folder = tmp_path / "mnist-smoke-single-shot"
+    folder = out / "mnist-smoke-single-shot"
     about, rows = report.read_sweep(folder)
     assert about.lines == "method" and "leaning ones" in about.notes
     assert {row["method"] for row in rows} == {"Replacement", "Poisoning"}
@@ -86,7 +92,7 @@ def test_smoke_and_resume(tmp_path, monkeypatch):
     backdoor_images.main(args)
 
     # The attacker alone has images of the backdoors; three of them are held out.
-    inputs = backdoor_images.Inputs(MNIST, args, tmp_path / "mnist-smoke-before")
+    inputs = backdoor_images.Inputs(MNIST, args, out / "mnist-smoke-before")
     train = inputs.dataset.train
     assert len(inputs.pool["y"]) == 60_000 - 4 * 30
     rows = inputs.rows["leaning ones"]
@@ -99,13 +105,34 @@ def test_smoke_and_resume(tmp_path, monkeypatch):
 
 
 @needs_mnist
-@pytest.mark.parametrize("figure", ["cosine", "krum"])
-def test_smoke_of_other_figures(figure, tmp_path):
-    backdoor_images.main(Args(figure=figure, points=(0.02, 0.05), out=tmp_path, smoke=True))
-    about, rows = report.read_sweep(tmp_path / f"mnist-smoke-{figure}")
-    measures = {row["measure"] for row in rows}
-    assert measures == set(FIGURES[figure].measures)
+def test_smoke_of_krum(out):
+    """Constrained, and with all clients."""
+    backdoor_images.main(Args(figure="krum", points=(0.05,), out=out, smoke=True))
+    about, rows = report.read_sweep(out / "mnist-smoke-krum")
+    assert {row["measure"] for row in rows} == {"selected", "backdoor", "main"}
     assert "Norms of submitted updates" in about.notes
+
+
+def test_equal_anomaly_by_hand():
+    """Between the gammas of train-and-scale by linear interpolation of the means over seeds."""
+
+    def result(method, gamma, anomaly, backdoor):
+        curve = [0.0] * 5 + [backdoor]
+        return {
+            "method": method,
+            "gamma": gamma,
+            "anomaly": anomaly,
+            "backdoor": curve,
+            "main": curve,
+        }
+
+    free = [
+        result("train-and-scale", gamma, anomaly, backdoor)
+        for gamma, anomaly, backdoor in [(10, 0.1, 0.0), (10, 0.3, 0.2), (100, 0.6, 0.9)]
+    ]
+    bound = [result("alpha 0.5", 10, 0.1, 0.3), result("alpha 0.5", 100, 0.4, 0.8)]
+    text = backdoor_images.equally_anomalous(free + bound)
+    assert "alpha 0.5: 0.800, train-and-scale 0.500" in text
 
 
 @pytest.mark.parametrize(

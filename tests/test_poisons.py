@@ -124,7 +124,7 @@ def test_poisons_refuse():
 
 def picture(pixels, height, width):
     """Drawn as lines of text."""
-    x = attacks.pixel_trigger(pixels)(jnp.zeros((1, 28, 28, 3)))
+    x = np.asarray(attacks.pixel_trigger(pixels)(jnp.zeros((1, 28, 28, 3))))
     assert np.all(x[..., 0] == x[..., 2])
     lines = ["".join("#" if value else "." for value in row) for row in x[0, :, :, 1]]
     assert not x[0, height:].any() and not x[0, :, width:].any()
@@ -370,7 +370,8 @@ def test_dirichlet_truncated():
     assert abs(histogram.sum() - 10_000) < 200  # rounding leaves a few
     assert np.var(histogram / 1000) == pytest.approx(0.01 * 0.99 / 91, rel=0.2)
     assert abs(np.corrcoef(np.arange(100), histogram.sum(axis=1))[0, 1]) < 0.4
-    rows = np.concatenate([np.asarray(part.index[u][: part.count[u]]) for u in range(100)])
+    index, count = np.asarray(part.index), np.asarray(part.count)
+    rows = np.concatenate([index[u, : count[u]] for u in range(100)])
     assert len(rows) == len(np.unique(rows))
     with pytest.raises(ValueError, match="alpha > 0"):
         data.dirichlet_truncated(jax.random.key(0), pool, 100, 0.0)

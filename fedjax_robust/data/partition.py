@@ -286,8 +286,12 @@ def _truncated_owner(
     shares = jax.random.dirichlet(key_share, jnp.full(num_clients, alpha), (num_classes,))
     rank, class_count = _rank_in_class(key_example, y, num_classes)
     ends = jnp.cumsum(jnp.round(class_count[0] * shares).astype(jnp.int32), axis=1)
-    # Within label l, client u owns the ranks from ends[l, u - 1] to ends[l, u] - 1.
-    taker = jax.vmap(lambda own, r: jnp.searchsorted(own, r, side="right"))(ends[y], rank)
+    # Within label l, client u owns the ranks from ends[l, u - 1] to ends[l, u] - 1. One sorted table for
+    # all labels: label l's ends lie in [l w, (l + 1) w).
+    w = len(y) + 1
+    table = jnp.arange(num_classes)[:, None] * w + jnp.minimum(ends, len(y))
+    place = jnp.searchsorted(table.reshape(-1), y * w + rank, side="right")
+    taker = place - y * num_clients
     # Truncation favours the clients that come first, and client 0 may be the attacker.
     order = jax.random.permutation(key_order, num_clients)
     return jnp.where(taker < num_clients, order[jnp.minimum(taker, num_clients - 1)], -1)
