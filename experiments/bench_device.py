@@ -225,8 +225,8 @@ def main(settings: Settings) -> list[Row]:
 
     print(report.markdown_table(rows))
     targets = [
-        ("median of (100, 10^7) / copy", figures["median / copy"], 3),
-        ("trimmed mean of (100, 10^7) / copy", figures["trimmed mean / copy"], 3),
+        (f"median of ({n}, {d:,}) / copy", figures["median / copy"], 3),
+        (f"trimmed mean of ({n}, {d:,}) / copy", figures["trimmed mean / copy"], 3),
         ("distances / one pass", figures["distances / one pass"], 1.5),
         ("cosines / one pass", figures["cosines / one pass"], 1.5),
         ("Table 2b, minutes for 15 cells x 2000 rounds", table_minutes, 5),

@@ -34,7 +34,7 @@ from jax.flatten_util import ravel_pytree
 from fedjax_robust.clients import Loss, Objective
 from fedjax_robust.metrics import predict
 from fedjax_robust.tasks import masked_mean
-from fedjax_robust.types import Array, Batch, FederatedData, Info, Repair, Task
+from fedjax_robust.types import Array, Batch, FederatedData, Info, Repair, Task, is_number
 
 Validation = Callable[[Array], Array]
 """params (d,) -> accuracy () in [0, 1]."""
@@ -305,7 +305,11 @@ def without_extreme_weights(
 
     Returns:
       (d,), and how many weights became zero, ().
+
+    Raises:
+      ValueError: if Delta is not positive.
     """
+    _check_positive("without_extreme_weights", "delta", delta)
     kept = layer.is_weight
     if keep is not None:
         kept &= keep[layer.channel]
@@ -369,7 +373,16 @@ def adjust_extreme_weights(
 
 
 def l2_penalty(layer: ConvolutionLayer, strength: float | Array) -> Objective:
-    """Section VI-A, for ``local_sgd(objective=...)``: loss + strength * |weights of the layer|^2."""
+    """Section VI-A, for ``local_sgd(objective=...)``: loss + strength * |weights of the layer|_2^2.
+
+    Args:
+      layer: the layer; its bias is not penalised.
+      strength: > 0; the paper's values are in a figure only.
+
+    Raises:
+      ValueError: if the strength is not positive.
+    """
+    _check_positive("l2_penalty", "strength", strength)
 
     def objective(loss: Loss, received: Array) -> Loss:
         def penalised(params: Array, batch: Batch) -> Array:
@@ -382,7 +395,12 @@ def l2_penalty(layer: ConvolutionLayer, strength: float | Array) -> Objective:
 
 
 def pruning_aware(layer: ConvolutionLayer, keep: Array) -> Objective:
-    """Section VI-C, the attacker knows the final mask and trains a backdoor without pruned neurons."""
+    """Section VI-C, the attacker knows the final mask and trains a backdoor without pruned neurons.
+
+    Args:
+      layer: the layer.
+      keep: (C,) bool, the neurons that the server will keep; the others have no gradient.
+    """
 
     def objective(loss: Loss, received: Array) -> Loss:
         return lambda params, batch: loss(with_neurons(layer, params, keep), batch)
@@ -393,9 +411,17 @@ def pruning_aware(layer: ConvolutionLayer, keep: Array) -> Objective:
 def self_clipping(layer: ConvolutionLayer, delta: float | Array) -> Callable[[Array], Array]:
     """Section VI-C, the attacker's own weights within mu +- Delta sigma: params (d,) -> (d,).
 
-    Clipped to the bounds, unlike the server's zeroing, so that the server finds nothing to zero but what
-    rounding moved.
+    Clipped to the bounds, which the server's rule sets to zero, so that the attacker keeps what it can of
+    them. mu and sigma are those before clipping; afterwards sigma is smaller.
+
+    Args:
+      layer: the layer.
+      delta: Delta > 0.
+
+    Raises:
+      ValueError: if Delta is not positive.
     """
+    _check_positive("self_clipping", "delta", delta)
 
     def clip(params: Array) -> Array:
         number = jnp.sum(layer.is_weight)
@@ -405,6 +431,11 @@ def self_clipping(layer: ConvolutionLayer, delta: float | Array) -> Callable[[Ar
         return jnp.where(layer.is_weight, jnp.clip(params, mean - bound, mean + bound), params)
 
     return clip
+
+
+def _check_positive(what: str, name: str, value: float | Array) -> None:
+    if is_number(value) and not value > 0:
+        raise ValueError(f"{what} needs {name} > 0, got {value}")
 
 
 def reversed_ranks(ranks: Array, malicious: Array) -> Array:

@@ -217,7 +217,7 @@ class Simulation(NamedTuple):
     """Example counts (n,) -> weights (n,) of the rows. A client without data must get weight 0."""
     after_round: Repair | None = None
     client_chunk: int | None = None
-    """Train at most so many clients at a time, which bounds memory; None = all at once."""
+    """Train at most so many clients at a time, on each device; it bounds memory. None = all at once."""
     observe: Callable[[Received, Array], Info] | None = None
     """Before-attack updates as the server would have received them, malicious (n,) bool -> what to
     report of the round besides. It sees everything and influences nothing; see ``metrics``."""

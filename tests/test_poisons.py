@@ -205,7 +205,7 @@ def test_semantic_backdoor_by_hand():
 
 
 def test_semantic_backdoor_refuses():
-    for rows in ([6, 0], [-1, 0], [1, 1]):
+    for rows in ([], [6, 0], [-1, 0], [1, 1]):
         with pytest.raises(ValueError, match=r"different rows in \[0, 6\)"):
             attacks.semantic_backdoor(POOL, rows, 0, 0)
     for held_out, target in ((2, 0), (-1, 0), (0, 3)):

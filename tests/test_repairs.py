@@ -272,3 +272,16 @@ def test_fine_tuning_keeps_the_mask(problem):
     gone = np.isin(layer.channel, [1, 4])
     assert np.all(state.params[gone] == 0)
     assert np.any(state.params[~gone] != params[~gone])
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda layer, p: repairs.without_extreme_weights(layer, p, 0), "delta > 0, got 0"),
+        (lambda layer, p: repairs.l2_penalty(layer, -1), "strength > 0, got -1"),
+        (lambda layer, p: repairs.self_clipping(layer, 0.0), "delta > 0, got 0.0"),
+    ],
+)
+def test_bad_arguments(problem, make, text):
+    with pytest.raises(ValueError, match=text):
+        make(problem[1], problem[2])

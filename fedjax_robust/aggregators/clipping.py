@@ -11,8 +11,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fedjax_robust.aggregators.basic import mean, stateless
-from fedjax_robust.robust_stats import direction_and_length, drop_non_finite, weighted_mean
+from fedjax_robust.aggregators.basic import mean
+from fedjax_robust.robust_stats import direction_and_length, drop_non_finite, is_present
 from fedjax_robust.types import Aggregator, Array, Info, Received, State, is_number
 
 
@@ -63,19 +63,15 @@ def participant_dp(bound: float | Array, noise: float | Array) -> Aggregator:
     """
     if is_number(noise) and not noise >= 0:
         raise ValueError(f"participant_dp needs noise >= 0, got {noise}")
-    clipping = norm_clipping(bound, Aggregator(stateless, _mean_or_nothing))
+    clipping = norm_clipping(bound)
 
     def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
         average, state, info = clipping.aggregate(received, state)
-        drawn = jax.random.normal(received.key, average.shape, average.dtype)
-        return average + noise * info.pop("any") * drawn, state, info
+        drawn = noise * jax.random.normal(received.key, average.shape, average.dtype)
+        anybody = jnp.any(is_present(received.updates, received.weights))
+        return average + jnp.where(anybody, drawn, 0), state, info
 
-    return Aggregator(stateless, aggregate)
-
-
-def _mean_or_nothing(received: Received, state: State) -> tuple[Array, State, Info]:
-    average = weighted_mean(received.updates, received.weights)
-    return average, state, {"any": jnp.any(received.weights > 0).astype(average.dtype)}
+    return Aggregator(clipping.init, aggregate)
 
 
 def privacy_spent(

@@ -257,9 +257,9 @@ def semantic_backdoor(
     pool = {name: np.asarray(values) for name, values in examples.items()}
     size, largest = len(pool["y"]), int(pool["y"].max())
     rows = np.asarray(rows)
-    if len(np.unique(rows)) != len(rows) or rows.min() < 0 or rows.max() >= size:
+    if not len(rows) or len(np.unique(rows)) != len(rows) or rows.min() < 0 or rows.max() >= size:
         raise ValueError(
-            f"semantic_backdoor needs different rows in [0, {size}), got {rows.tolist()}"
+            f"semantic_backdoor needs one or more different rows in [0, {size}), got {rows.tolist()}"
         )
     if not 0 <= held_out < len(rows) or not 0 <= target <= largest:
         raise ValueError(
