@@ -1,14 +1,16 @@
 """The papers' small models: ``model.apply({"params": ...}, x)`` gives logits (b, num_classes).
 
 Inputs are (b, H, W, C) or, for the models without convolutions, (b, ...) of any shape; the models
-flatten them themselves. Weights start as MXNet's ``Xavier(magnitude=...)`` draws them, biases at 0.
-``WordLSTM`` differs in both: word ids (b, T) to logits (b, T, num_words), weights as in PyTorch.
+flatten them themselves. Weights start as MXNet's ``Xavier(magnitude=...)`` draws them, biases at 0, or
+both as in PyTorch, where the paper's code is in that language; each model says which. ``WordLSTM`` maps
+word ids (b, T) to logits (b, T, num_words).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, TypedDict
 
 import flax.linen as nn
 import jax
@@ -26,6 +28,28 @@ def xavier(magnitude: float) -> nn.initializers.Initializer:
     initialization.
     """
     return nn.initializers.variance_scaling(magnitude / 3, "fan_avg", "uniform")
+
+
+class _Start(TypedDict):
+    kernel_init: nn.initializers.Initializer
+    bias_init: nn.initializers.Initializer
+
+
+def _pytorch(fan_in: int) -> _Start:
+    """PyTorch's ``Linear`` and ``Conv2d``: weights and biases uniform in +-1 / sqrt(fan_in)."""
+
+    def start(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
+
+    return {"kernel_init": start, "bias_init": start}
+
+
+def _dense(x: Array, sizes: tuple[int, ...]) -> Array:
+    """Flattened x (b, ...) through dense layers of PyTorch's initial weights, with ReLU in between."""
+    x = x.reshape(x.shape[0], -1)
+    for i, size in enumerate(sizes):
+        x = nn.Dense(size, **_pytorch(x.shape[1]))(nn.relu(x) if i else x)
+    return x
 
 
 class SoftmaxRegression(nn.Module):
@@ -88,7 +112,7 @@ class FLTrustCNN(FangDNN):
 
 
 class MnistNet(nn.Module):
-    """The MNIST network of DBA's code (Xie et al., ICLR 2020); Xavier magnitude 2.24.
+    """The MNIST network of DBA's code (Xie et al., ICLR 2020); starts as in PyTorch.
 
     Convolution 5x5x20, ReLU, max-pool 2x2, convolution 5x5x50, ReLU, max-pool 2x2, dense 500, ReLU, dense
     ``num_classes``; no padding. 431,080 parameters for 28x28x1 and 10 classes.
@@ -107,12 +131,12 @@ class MnistNet(nn.Module):
     def __call__(self, x: Array) -> Array:
         """x (b, H, W, C), at least 16x16 pixels -> logits (b, num_classes)."""
         for features in self.features:
-            x = nn.relu(max_pool2x2(Conv(features, (5, 5), kernel_init=xavier(2.24))(x)))
-        return MLP(self.num_classes, (self.hidden,))(x)
+            x = nn.relu(max_pool2x2(Conv(features, (5, 5), **_pytorch(25 * x.shape[3]))(x)))
+        return _dense(x, (self.hidden, self.num_classes))
 
 
 class ConvNet(nn.Module):
-    """Blocks of 3x3 convolutions, then dense layers, each with ReLU; Xavier magnitude 2.24.
+    """Blocks of 3x3 convolutions, then dense layers, each with ReLU; starts as in PyTorch.
 
     The networks of Wu et al., "Mitigating Backdoor Attacks in Federated Learning", arXiv 2011.01767,
     2020, as far as the paper says: three convolutions and two dense layers for Fashion-MNIST, four and
@@ -134,11 +158,11 @@ class ConvNet(nn.Module):
         """x (b, H, W, C) -> logits (b, num_classes)."""
         for block in self.blocks:
             for i, features in enumerate(block):
-                x = Conv(features, (3, 3), kernel_init=xavier(2.24))(x)
+                x = Conv(features, (3, 3), **_pytorch(9 * x.shape[3]))(x)
                 if i == len(block) - 1:
                     x = max_pool2x2(x)
                 x = nn.relu(x)
-        return MLP(self.num_classes, self.hidden)(x)
+        return _dense(x, (*self.hidden, self.num_classes))
 
 
 class ResidualBlock(nn.Module):

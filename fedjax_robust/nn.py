@@ -32,6 +32,7 @@ class Conv(nn.Module):
             2, a 3x3 kernel starts at pixel -1 with padding=1 and at pixel 0 with "SAME".
         use_bias: whether to add a bias.
         kernel_init: initializer of the kernel.
+        bias_init: initializer of the bias.
 
     Raises:
         ValueError: an attribute is out of range, the input is not (b, H, W, C), or it is
@@ -44,6 +45,7 @@ class Conv(nn.Module):
     padding: Literal["VALID", "SAME"] | int = "VALID"
     use_bias: bool = True
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -77,7 +79,7 @@ class Conv(nn.Module):
         if self.use_bias:
             # As the weight of a constant input, the bias stays out of what XLA fuses with the output,
             # where reading a client's own bias would slow down every loop over it.
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            bias = self.param("bias", self.bias_init, (self.features,))
             matrix = jnp.concatenate([matrix, bias[None]])
             patches = jnp.concatenate([patches, jnp.ones_like(patches[..., :1])], axis=-1)
         return patches @ matrix

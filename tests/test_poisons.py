@@ -421,3 +421,29 @@ def test_dirichlet_truncated():
 def test_number_of_parameters(model, shape, size):
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))["params"]
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == size
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "fans"),
+    [
+        # Inputs of each unit: 5x5 pixels of 1 and of 20 channels; 4x4 of 50 channels; 500 units.
+        (models.MnistNet(10), (28, 28, 1), [25, 500, 800, 500]),
+        # 3x3 pixels of 1, 16 and 32 channels; 4x4 of 64 channels; 128 units.
+        (models.ConvNet(10, ((16,), (32, 64)), (128,)), (28, 28, 1), [9, 144, 288, 1024, 128]),
+    ],
+)
+def test_networks_of_pytorch_code_start_as_in_pytorch(model, shape, fans):
+    """torch.nn.Linear and Conv2d: weights and biases uniform in +-1 / sqrt(fan_in)."""
+    params = model.init(jax.random.key(0), jnp.zeros((1, *shape)))["params"]
+    names = sorted(name for name in params if name.startswith("Conv")) + sorted(
+        name for name in params if name.startswith("Dense")
+    )
+    assert len(names) == len(fans)
+    for name, fan in zip(names, fans, strict=True):
+        bound = fan**-0.5
+        kernel, bias = np.asarray(params[name]["kernel"]), np.asarray(params[name]["bias"])
+        assert np.abs(kernel).max() <= bound and np.abs(bias).max() <= bound
+        # Uniform: deviation bound / sqrt(3), whose estimate from m values is off by 0.45 / sqrt(m).
+        assert kernel.std() * 3**0.5 / bound == pytest.approx(1, abs=2.5 / kernel.size**0.5)
+        assert bias.std() * 3**0.5 / bound == pytest.approx(1, abs=0.45 * 4 / bias.size**0.5)
+        assert not np.array_equal(bias, kernel.ravel()[: bias.size])  # each has its own key
