@@ -138,14 +138,24 @@ def activations(
 
 
 def client_activations(
-    layer: ConvolutionLayer, params: Array, data: FederatedData, *, relu: bool = True
+    layer: ConvolutionLayer,
+    params: Array,
+    data: FederatedData,
+    *,
+    relu: bool = True,
+    chunk: int = 100,
 ) -> Array:
-    """``activations`` of every client over all of its images, one client at a time: -> (N, C)."""
+    """``activations`` of every client over all of its images, ``chunk`` images at a time: -> (N, C)."""
 
     def one(client: tuple[Array, Array]) -> Array:
         index, count = client
+        of_image = jax.lax.map(
+            lambda i: activations(layer, params, data.examples["x"][i][None], relu=relu),
+            index,
+            batch_size=chunk,
+        )
         mask = jnp.arange(index.shape[0]) < count
-        return activations(layer, params, data.examples["x"][index], mask, relu=relu)
+        return jax.vmap(masked_mean, in_axes=(1, None))(of_image, mask)
 
     return jax.lax.map(one, (data.index, data.count))
 

@@ -14,6 +14,7 @@ from fedjax_robust import report
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
 import wu_pruning  # noqa: E402
+import wu_tables  # noqa: E402
 from wu_pruning import Args, Case, Inputs, Shape  # noqa: E402
 
 needs_mnist = pytest.mark.skipif(
@@ -33,23 +34,23 @@ def test_help():
 def test_printed_averages():
     """The averages that the paper's text states of its tables, and its counts of Table II."""
     stages = ("trained", "RV + AW", "FT + AW")
-    four = wu_pruning.fractions(wu_pruning.TABLE_4, stages)
+    four = wu_tables.fractions(wu_tables.TABLE_4, stages)
     means = [
-        four["average", f"{wu_pruning.STAGES[stage]}, {what}"]
+        four["average", f"{wu_tables.STAGES[stage]}, {what}"]
         for stage in stages
         for what in ("test", "attack")
     ]
     np.testing.assert_allclose(means, [0.983, 0.997, 0.944, 0.084, 0.969, 0.047], atol=6e-4)
     stages = ("trained", "RV", "RV + AW", "FT + AW")
-    five = wu_pruning.fractions(wu_pruning.TABLE_5, stages)
+    five = wu_tables.fractions(wu_tables.TABLE_5, stages)
     assert five["average", "pruned + AW, attack"] == pytest.approx(0.019, abs=6e-4)
     assert five["average", "fine-tuned + AW, test"] == pytest.approx(0.864, abs=6e-4)
-    six = wu_pruning.fractions(wu_pruning.TABLE_6, stages)
+    six = wu_tables.fractions(wu_tables.TABLE_6, stages)
     assert six["average", "trained, attack"] == pytest.approx(0.876, abs=6e-4)
     assert six["average", "pruned + AW, attack"] == pytest.approx(0.130, abs=6e-4)
-    three = wu_pruning.fractions(wu_pruning.TABLE_3, ("AW",), (2,))
+    three = wu_tables.fractions(wu_tables.TABLE_3, ("AW",), (2,))
     assert three["average", "AW alone, attack"] == pytest.approx(0.032, abs=6e-4)
-    two = wu_pruning.fractions(wu_pruning.TABLE_2, ("trained", "RV", "MV"), (4, 7))
+    two = wu_tables.fractions(wu_tables.TABLE_2, ("trained", "RV", "MV"), (4, 7))
     for vote, count in (("ranking vote", 5), ("majority vote", 7)):
         column = [
             value
@@ -65,7 +66,7 @@ def test_averages_are_of_each_seed():
         {"victim": v, "target": 9, "seed": seed, "RV": {"test": 0.9, "attack": a, "number": 3}}
         for v, seed, a in ((0, 0, 0.2), (1, 0, 0.6), (0, 1, 1.0), (1, 1, 0.8))
     ]
-    rows = wu_pruning.table_rows(results, ("RV",), wu_pruning.pair_name)
+    rows = wu_tables.table_rows(results, ("RV",), wu_tables.pair_name)
     means = {(row["seed"], row["column"]): row["value"] for row in rows if row["line"] == "average"}
     assert means[0, "ranking vote, attack"] == pytest.approx(0.4)
     assert means[1, "ranking vote, attack"] == pytest.approx(0.9)
