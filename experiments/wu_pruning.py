@@ -100,7 +100,8 @@ FINE_TUNING = 10
 """Rounds, "usually about ten"."""
 MAJORITY_RATE = 0.5
 """p of the majority vote; 30 to 70 % work in the paper."""
-DELTAS = (10.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.5, 4.0, 3.5, 3.0, 2.5, 2.0, 1.5, 1.0)
+DELTAS = (10.0, 9.0, 8.0, 7.0, *(6 - 0.25 * i for i in range(21)))
+"""Down to 1, in steps small enough that a fall between two of them is not the steps' doing."""
 TO_NINE = tuple((v, 9) for v in range(9))
 FROM_NINE = tuple((9, t) for t in range(9))
 
@@ -142,6 +143,8 @@ class Args:
     """Rank neurons by their outputs before the ReLU."""
     width: tuple[int, int] | None = None
     """Filters of the two blocks of CIFAR-10's network, instead of 32 and 64."""
+    keep_models: bool = False
+    """Keep each run's trained, pruned and fine-tuned parameters, (d,) each, in models/*.npz."""
     together: int | None = None
     """Runs in one call of the program; default 1 on a CPU, else all pairs of a seed."""
     data_dir: Path | None = None
@@ -371,7 +374,7 @@ def compiled(shape: Shape, inputs: Inputs) -> Callable[..., dict[str, Any]]:
         curve = {name: history[name] for name in ("round", "validation", "attack")}
         result: dict[str, Any] = {"training": curve, "trained": measured(trained)}
         if not shape.repaired:
-            return result
+            return result | {"models": {"trained": trained}}
 
         # Pruning
         active = repairs.client_activations(layer, trained, data, relu=not args.before_relu)
@@ -427,6 +430,7 @@ def compiled(shape: Shape, inputs: Inputs) -> Callable[..., dict[str, Any]]:
         )
         result["FT"] = measured(state.params)
         adjusted("FT + AW", state.params, kept)
+        result["models"] = {"trained": trained, "pruned": pruned, "fine_tuned": state.params}
         return result
 
     return jax.jit(jax.vmap(one, in_axes=(None, None, None, 0)))
@@ -466,7 +470,12 @@ def run_cases(cases: list[Case], inputs: Inputs, args: Args, folder: Path) -> li
             program = compiled(first.shape, inputs)
             results = jax.device_get(program(inputs.pool, inputs.validation, inputs.test, stacked))
             seconds = (time.perf_counter() - started) / len(group)
+            kept = results.pop("models")
             for i, (case, seed) in enumerate(group):
+                if args.keep_models:
+                    (folder / "models").mkdir(parents=True, exist_ok=True)
+                    file = folder / "models" / f"{name_of(case, seed)}.npz"
+                    np.savez(file, **{name: values[i] for name, values in kept.items()})
                 result = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]).tolist(), results)
                 result |= {"seconds": seconds} | provenance
                 report.save_cell(

@@ -98,6 +98,7 @@ STAGES = {  # keys of results -> the tables' words
     "RV": "ranking vote",
     "MV": "majority vote",
     "AW": "AW alone",
+    "AW, Delta 3": "AW alone, Delta = 3",
     "RV + AW": "pruned + AW",
     "RV + AW, Delta 3": "pruned + AW, Delta = 3",
     "FT + AW": "fine-tuned + AW",
@@ -297,7 +298,7 @@ def write(part: str, results: list[Result], page: Page, deltas: Sequence[float])
                 "aw-alone",
                 "section V-E2, adjusting extreme weights alone in the network with 20 and 50 filters",
                 results,
-                ("AW",),
+                ("AW", "AW, Delta 3"),
                 {},
             ),
             page.figure(
@@ -317,7 +318,8 @@ def write(part: str, results: list[Result], page: Page, deltas: Sequence[float])
         ]
     if part == "concise":
         title = "Table III, adjusting extreme weights alone, 8 and 16 filters, MNIST"
-        return [page.table("table3", title, results, ("AW",), fractions(TABLE_3, ("AW",), (2,)))]
+        paper = fractions(TABLE_3, ("AW",), (2,))
+        return [page.table("table3", title, results, ("AW", "AW, Delta 3"), paper)]
     if part == "fashion":
         title = "Table V, Fashion-MNIST"
         return [page.table("table5", title, results, whole, fractions(TABLE_5, whole))]

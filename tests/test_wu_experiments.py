@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_robust import report
+from fedjax_robust import metrics, report
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
@@ -76,7 +77,9 @@ def test_averages_are_of_each_seed():
 @needs_mnist
 def test_pairs_share_a_program_and_every_part_writes_its_tables(tmp_path, monkeypatch):
     """Two pairs in one call; the other parts show the same results under their own names."""
-    args = Args(part="pairs", pairs=("9-0", "0-9"), together=2, out=tmp_path, smoke=True)
+    args = Args(
+        part="pairs", pairs=("9-0", "0-9"), together=2, out=tmp_path, smoke=True, keep_models=True
+    )
     before = wu_pruning.compiled.cache_info().misses
     wu_pruning.main(args)
     assert wu_pruning.compiled.cache_info().misses - before == 1
@@ -100,6 +103,11 @@ def test_pairs_share_a_program_and_every_part_writes_its_tables(tmp_path, monkey
         folder, wu_pruning.name_of(case, 0), wu_pruning.settings_of(case, 0, inputs)
     )
     assert len(result["keep"]) == len(result["RV prefixes"]["attack"]) == 50
+    models = np.load(folder / "models" / f"{wu_pruning.name_of(case, 0)}.npz")
+    test = inputs.test
+    for name, stage in (("trained", "trained"), ("pruned", "RV"), ("fine_tuned", "FT")):
+        right = metrics.predict(inputs.task, jnp.asarray(models[name]), test["x"]) == test["y"]
+        assert float(jnp.mean(right)) == pytest.approx(result[stage]["test"])
 
     def as_if(cases, *rest):
         return [{**case._asdict(), **case.shape._asdict(), "seed": 0, **result} for case in cases]
