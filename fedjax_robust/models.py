@@ -2,7 +2,7 @@
 
 Inputs are (b, H, W, C) or, for the models without convolutions, (b, ...) of any shape; the models
 flatten them themselves. Weights start as MXNet's ``Xavier(magnitude=...)`` draws them, biases at 0, or
-both as in PyTorch, where the paper's code is in that language; each model says which. ``WordLSTM`` maps
+both as PyTorch's layers start; each model says which. ``WordLSTM`` maps
 word ids (b, T) to logits (b, T, num_words).
 """
 
@@ -140,8 +140,8 @@ class ConvNet(nn.Module):
 
     The networks of Wu et al., "Mitigating Backdoor Attacks in Federated Learning", arXiv 2011.01767,
     2020, as far as the paper says: three convolutions and two dense layers for Fashion-MNIST, four and
-    three for CIFAR-10. Their sizes are not printed; those of ``blocks`` and ``hidden`` are ours. No
-    padding; each block ends with a max-pool 2x2, before the last ReLU, which is the same.
+    three for CIFAR-10. Neither their sizes, those of ``blocks`` and ``hidden``, nor their initial weights
+    are printed. No padding; each block ends with a max-pool 2x2, before the last ReLU, which is the same.
 
     Attributes:
         num_classes: L.
