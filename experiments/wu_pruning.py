@@ -100,8 +100,6 @@ FINE_TUNING = 10
 """Rounds, "usually about ten"."""
 MAJORITY_RATE = 0.5
 """p of the majority vote; 30 to 70 % work in the paper."""
-DELTAS = (10.0, 9.0, 8.0, 7.0, *(6 - 0.25 * i for i in range(21)))
-"""Down to 1, in steps small enough that a fall between two of them is not the steps' doing."""
 TO_NINE = tuple((v, 9) for v in range(9))
 FROM_NINE = tuple((9, t) for t in range(9))
 
@@ -144,7 +142,8 @@ class Args:
     width: tuple[int, int] | None = None
     """Filters of the two blocks of CIFAR-10's network, instead of 32 and 64."""
     keep_models: bool = False
-    """Keep each run's trained, pruned and fine-tuned parameters, (d,) each, in models/*.npz."""
+    """Keep each run's trained, pruned and fine-tuned parameters, (d,) each, in models/*.npz; runs without
+    such a file are computed again."""
     together: int | None = None
     """Runs in one call of the program; default 1 on a CPU, else all pairs of a seed."""
     data_dir: Path | None = None
@@ -404,7 +403,7 @@ def compiled(shape: Shape, inputs: Inputs) -> Callable[..., dict[str, Any]]:
         # Extreme weights: alone, after pruning, after fine-tuning
         def adjusted(name: str, params: jax.Array, keep: jax.Array | None) -> None:
             best, info = repairs.adjust_extreme_weights(
-                layer, params, validation, deltas=DELTAS, drop=args.drop, keep=keep
+                layer, params, validation, drop=args.drop, keep=keep
             )
             result[name] = measured(best) | {"number": info["zeroed"], "delta": info["delta"]}
             at_three, number = repairs.without_extreme_weights(layer, params, 3.0, keep)
@@ -415,7 +414,7 @@ def compiled(shape: Shape, inputs: Inputs) -> Callable[..., dict[str, Any]]:
                     lambda delta: attack_success(
                         repairs.without_extreme_weights(layer, params, delta, keep)[0]
                     ),
-                    jnp.asarray(DELTAS),
+                    jnp.asarray(repairs.DELTAS),
                 ),
             }
 
@@ -445,7 +444,7 @@ def run_cases(cases: list[Case], inputs: Inputs, args: Args, folder: Path) -> li
     missing: list[tuple[Case, int]] = []
     for case, seed in everything:
         result = report.load_cell(folder, name_of(case, seed), settings_of(case, seed, inputs))
-        if result is not None:
+        if result is not None and (model_file(folder, case, seed).exists() or not args.keep_models):
             found[case, seed] = result
         elif (case, seed) in mine:
             missing.append((case, seed))
@@ -472,9 +471,10 @@ def run_cases(cases: list[Case], inputs: Inputs, args: Args, folder: Path) -> li
             seconds = (time.perf_counter() - started) / len(group)
             kept = results.pop("models")
             for i, (case, seed) in enumerate(group):
+                file = model_file(folder, case, seed)
+                file.unlink(missing_ok=True)  # of other settings
                 if args.keep_models:
-                    (folder / "models").mkdir(parents=True, exist_ok=True)
-                    file = folder / "models" / f"{name_of(case, seed)}.npz"
+                    file.parent.mkdir(parents=True, exist_ok=True)
                     np.savez(file, **{name: values[i] for name, values in kept.items()})
                 result = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]).tolist(), results)
                 result |= {"seconds": seconds} | provenance
@@ -509,6 +509,10 @@ def name_of(case: Case, seed: int) -> str:
     return "-".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
 
 
+def model_file(folder: Path, case: Case, seed: int) -> Path:
+    return folder / "models" / f"{name_of(case, seed)}.npz"
+
+
 def settings_of(case: Case, seed: int, inputs: Inputs) -> dict[str, Any]:
     args = inputs.args
     size = jax.eval_shape(inputs.task.init, jax.random.key(0)).size
@@ -520,7 +524,7 @@ def settings_of(case: Case, seed: int, inputs: Inputs) -> dict[str, Any]:
         **{name: value for name, value in case._asdict().items() if name != "shape"},
         "seed": seed,
         "drop": args.drop,
-        "deltas": DELTAS,
+        "deltas": repairs.DELTAS,
         "before_relu": args.before_relu,
         "smoke": args.smoke,
     }
@@ -609,7 +613,7 @@ def main(args: Args) -> None:
         return
 
     page = wu_tables.Page(folder, command_line("wu_pruning.py", args), describe(inputs, results[0]))
-    texts = wu_tables.write(args.part, results, page, DELTAS)
+    texts = wu_tables.write(args.part, results, page, repairs.DELTAS)
     print("\n" + "\n".join(texts) + f"\nrows, tables and figures are in {folder}")
 
 

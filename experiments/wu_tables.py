@@ -145,6 +145,10 @@ def table_rows(
     return rows
 
 
+def pair_name(result: Result) -> str:
+    return f"{result['victim']}-{result['target']}"
+
+
 class Page(NamedTuple):
     """What the tables and figures of a part share."""
 
@@ -159,7 +163,7 @@ class Page(NamedTuple):
         results: list[Result],
         stages: Sequence[str],
         paper: dict[tuple[str, str], float],
-        line: Callable[[Result], str] = lambda r: pair_name(r),
+        line: Callable[[Result], str] = pair_name,
         label: str = "pair",
     ) -> str:
         """Write one table; ``line`` names a run's line, ``label`` what the lines are."""
@@ -225,10 +229,6 @@ def counts(results: list[Result], stages: Sequence[str]) -> Iterator[str]:
         if stage != "trained":
             low = sum(result[stage]["attack"] < 0.1 for result in results)
             yield f"Attack success below 10 % after {STAGES[stage]}: {low} of {len(results)}."
-
-
-def pair_name(result: Result) -> str:
-    return f"{result['victim']}-{result['target']}"
 
 
 def prefix_lines(results: list[Result]) -> list[Any]:

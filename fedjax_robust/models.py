@@ -2,8 +2,8 @@
 
 Inputs are (b, H, W, C) or, for the models without convolutions, (b, ...) of any shape; the models
 flatten them themselves. Weights start as MXNet's ``Xavier(magnitude=...)`` draws them, biases at 0, or
-both as PyTorch's layers start; each model says which. ``WordLSTM`` maps
-word ids (b, T) to logits (b, T, num_words).
+both as PyTorch's layers start; each model says which. ``WordLSTM`` maps word ids (b, T) to logits
+(b, T, num_words).
 """
 
 from __future__ import annotations

@@ -39,6 +39,9 @@ from fedjax_robust.types import Array, Batch, FederatedData, Info, Repair, Task,
 Validation = Callable[[Array], Array]
 """params (d,) -> accuracy () in [0, 1]."""
 
+DELTAS = (10.0, 9.0, 8.0, 7.0, *(6 - 0.25 * i for i in range(21)))
+"""From 10 down to 1: with steps of 1 below 6 a single step can cost so much that AW stops too early."""
+
 
 class ConvolutionLayer(NamedTuple):
     """One convolution of a model, seen in the flat parameters."""
@@ -116,7 +119,6 @@ def activations(
     layer: ConvolutionLayer,
     params: Array,
     x: Array,
-    mask: Array | None = None,
     *,
     relu: bool = True,
 ) -> Array:
@@ -126,15 +128,13 @@ def activations(
       layer: the layer.
       params: (d,).
       x: (b, ...) images.
-      mask: (b,) their weights, default ones.
       relu: after the ReLU.
 
     Returns:
       (C,).
     """
     values = layer.outputs(params, x)
-    values = jnp.sum(jax.nn.relu(values) if relu else values, axis=(1, 2))
-    return jax.vmap(masked_mean, in_axes=(1, None))(values, mask)
+    return jnp.mean(jnp.sum(jax.nn.relu(values) if relu else values, axis=(1, 2)), axis=0)
 
 
 def client_activations(
@@ -145,7 +145,23 @@ def client_activations(
     relu: bool = True,
     chunk: int = 100,
 ) -> Array:
-    """``activations`` of every client over all of its images, ``chunk`` images at a time: -> (N, C)."""
+    """``activations`` of every client over all of its images.
+
+    Args:
+      layer: the layer.
+      params: (d,).
+      data: the images of N clients; one without images gets zeros.
+      relu: after the ReLU.
+      chunk: images at a time, >= 1; 100 fit a CPU's caches.
+
+    Returns:
+      (N, C).
+
+    Raises:
+      ValueError: if ``chunk`` is below 1.
+    """
+    if chunk < 1:
+        raise ValueError(f"client_activations needs chunk >= 1, got {chunk}")
 
     def one(client: tuple[Array, Array]) -> Array:
         index, count = client
@@ -335,7 +351,7 @@ def adjust_extreme_weights(
     params: Array,
     validation: Validation,
     *,
-    deltas: Sequence[float] = (10, 9, 8, 7, 6, 5, 4.5, 4, 3.5, 3, 2.5, 2, 1.5, 1),
+    deltas: Sequence[float] = DELTAS,
     drop: float = 0.01,
     keep: Array | None = None,
 ) -> tuple[Array, Info]:

@@ -77,6 +77,8 @@ def test_a_neurons_activation_is_the_sum_over_space_averaged_over_images(problem
             own = np.asarray(data.index[client, : data.count[client]])
             expected = values[own].sum(0) / max(len(own), 1)  # a client without images: zeros
             np.testing.assert_allclose(got[client], expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="chunk >= 1, got 0"):
+        repairs.client_activations(layer, params, data, chunk=0)
 
 
 def test_the_layer_is_found_by_name_also_inside_of_a_submodule(problem):

@@ -97,6 +97,11 @@ def test_pairs_share_a_program_and_every_part_writes_its_tables(tmp_path, monkey
 
     monkeypatch.setattr(wu_pruning, "compiled", None)  # everything is on disk
     wu_pruning.main(args)
+    (gone, _) = (folder / "models").iterdir()
+    gone.rename(tmp_path / gone.name)
+    with pytest.raises(TypeError):  # a model that is to be kept is not: its run is due again
+        wu_pruning.main(args)
+    (tmp_path / gone.name).rename(gone)
     case = Case(Shape("mnist", 2, 5), 9, 0)
     inputs = Inputs(wu_pruning.MNIST, args)
     result = report.load_cell(
