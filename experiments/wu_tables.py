@@ -186,6 +186,21 @@ class Page(NamedTuple):
             notes=" ".join([self.notes, *counts(results, stages)]),
         )
 
+    def stopping(self, results: list[Result], deltas: Sequence[float]) -> str:
+        """Write the averages by what stops AW."""
+        return report.write_table(
+            self.folder / "stopping",
+            stopping_rows(results, deltas),
+            {},
+            title="Wu et al. (2020), what stops the adjusting of extreme weights",
+            command=self.command,
+            index="AW stops",
+            columns="column",
+            value="value",
+            metric="accuracy",
+            notes=f"{self.notes} Averages of {', '.join(sorted({pair_name(r) for r in results}))}.",
+        )
+
     def figure(
         self,
         name: str,
@@ -229,6 +244,37 @@ def counts(results: list[Result], stages: Sequence[str]) -> Iterator[str]:
         if stage != "trained":
             low = sum(result[stage]["attack"] < 0.1 for result in results)
             yield f"Attack success below 10 % after {STAGES[stage]}: {low} of {len(results)}."
+
+
+FLOORS = (1, 2, 3, 4, 5)
+"""Points below the trained model's accuracy."""
+
+
+def stopping_rows(results: list[Result], deltas: Sequence[float]) -> list[dict[str, Any]]:
+    """Averages over the runs of each seed, by what stops AW; read off the stored curves.
+
+    That a step costs more than a point, as in the other tables, nothing (a fixed Delta), or accuracy
+    some points below the trained model's. Where even the first Delta breaks the rule, it is taken here.
+    """
+    sums: dict[tuple[int, str, str], list[float]] = {}
+    for result in results:
+        trained = result["RV prefixes"]["validation"][0]
+        for stage in ("AW", "RV + AW", "FT + AW"):
+            curve, taken = result[f"{stage} deltas"], result[stage]["delta"]
+            accuracies = np.array(curve["validation"])
+            at = {"a step costs > 1 point": deltas.index(taken) if taken in deltas else 0}
+            at |= {f"Delta = {delta:g}": deltas.index(delta) for delta in (3, 2.5)}
+            for points in FLOORS:
+                below = np.append(accuracies < trained - points / 100, True)
+                at[f"{points} below trained"] = max(int(np.argmax(below)) - 1, 0)
+            for rule, i in at.items():
+                for what in ("validation", "attack"):
+                    key = result["seed"], rule, f"{STAGES[stage]}, {what}"
+                    sums.setdefault(key, []).append(float(curve[what][i]))
+    return [
+        {"AW stops": rule, "column": column, "value": float(np.mean(values)), "seed": seed}
+        for (seed, rule, column), values in sums.items()
+    ]
 
 
 def prefix_lines(results: list[Result]) -> list[Any]:
@@ -301,6 +347,7 @@ def write(part: str, results: list[Result], page: Page, deltas: Sequence[float])
                 ("AW", "AW, Delta 3"),
                 {},
             ),
+            page.stopping(results, deltas),
             page.figure(
                 "figure4",
                 "Figure 4, neurons pruned",
@@ -319,7 +366,10 @@ def write(part: str, results: list[Result], page: Page, deltas: Sequence[float])
     if part == "concise":
         title = "Table III, adjusting extreme weights alone, 8 and 16 filters, MNIST"
         paper = fractions(TABLE_3, ("AW",), (2,))
-        return [page.table("table3", title, results, ("AW", "AW, Delta 3"), paper)]
+        return [
+            page.table("table3", title, results, ("AW", "AW, Delta 3"), paper),
+            page.stopping(results, deltas),
+        ]
     if part == "fashion":
         title = "Table V, Fashion-MNIST"
         return [page.table("table5", title, results, whole, fractions(TABLE_5, whole))]

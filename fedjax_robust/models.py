@@ -44,11 +44,16 @@ def _pytorch(fan_in: int) -> _Start:
     return {"kernel_init": start, "bias_init": start}
 
 
-def _dense(x: Array, sizes: tuple[int, ...]) -> Array:
-    """Flattened x (b, ...) through dense layers of PyTorch's initial weights, with ReLU in between."""
+def _mxnet(fan_in: int) -> _Start:
+    """``xavier(2.24)``, biases 0."""
+    return {"kernel_init": xavier(2.24), "bias_init": nn.initializers.zeros}
+
+
+def _dense(x: Array, sizes: tuple[int, ...], start: Callable[[int], _Start]) -> Array:
+    """Flattened x (b, ...) through dense layers, with ReLU in between; fan_in -> how each starts."""
     x = x.reshape(x.shape[0], -1)
     for i, size in enumerate(sizes):
-        x = nn.Dense(size, **_pytorch(x.shape[1]))(nn.relu(x) if i else x)
+        x = nn.Dense(size, **start(x.shape[1]))(nn.relu(x) if i else x)
     return x
 
 
@@ -76,10 +81,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """x (b, ...) -> logits (b, num_classes)."""
-        x = x.reshape(x.shape[0], -1)
-        for size in self.hidden:
-            x = nn.relu(nn.Dense(size, kernel_init=xavier(2.24))(x))
-        return nn.Dense(self.num_classes, kernel_init=xavier(2.24))(x)
+        return _dense(x, (*self.hidden, self.num_classes), _mxnet)
 
 
 class FangDNN(nn.Module):
@@ -132,7 +134,7 @@ class MnistNet(nn.Module):
         """x (b, H, W, C), at least 16x16 pixels -> logits (b, num_classes)."""
         for features in self.features:
             x = nn.relu(max_pool2x2(Conv(features, (5, 5), **_pytorch(25 * x.shape[3]))(x)))
-        return _dense(x, (self.hidden, self.num_classes))
+        return _dense(x, (self.hidden, self.num_classes), _pytorch)
 
 
 class ConvNet(nn.Module):
@@ -162,7 +164,7 @@ class ConvNet(nn.Module):
                 if i == len(block) - 1:
                     x = max_pool2x2(x)
                 x = nn.relu(x)
-        return _dense(x, (*self.hidden, self.num_classes))
+        return _dense(x, (*self.hidden, self.num_classes), _pytorch)
 
 
 class ResidualBlock(nn.Module):

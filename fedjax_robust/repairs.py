@@ -279,18 +279,21 @@ def prune(
     validation: Validation,
     *,
     drop: float = 0.01,
+    floor: float | Array = -jnp.inf,
 ) -> tuple[Array, Array, Info]:
     """Prune neurons one after the other until the accuracy falls (sections IV-A and V-B).
 
     Pruning stops before the first neuron that costs more than ``drop`` of accuracy "between two testing
-    points", here between one neuron and the next. One neuron always stays.
+    points" (V-B), here between one neuron and the next, or after which the accuracy is "below a certain
+    threshold" (IV-A), ``floor``. One neuron always stays.
 
     Args:
       layer: the layer.
       params: (d,).
       order: (C,) channels, the first to be pruned first.
       validation: params -> accuracy.
-      drop: the fall that is too much, > 0; 0.01 in the paper.
+      drop: the fall that is too much, > 0; 0.01 in the paper; inf: any fall will do.
+      floor: the lowest accuracy that will do; -inf: any.
 
     Returns:
       The pruned parameters (d,), the neurons kept (C,) bool, and a report: ``accuracies`` (C,) after
@@ -307,14 +310,14 @@ def prune(
         return validation(with_neurons(layer, params, position >= number))
 
     accuracies = jax.lax.map(after, jnp.arange(layer.channels))
-    number = _before_the_first_fall(accuracies, drop)
+    number = _before_the_first_fall(accuracies, drop, floor)
     keep = position >= number
     return with_neurons(layer, params, keep), keep, {"accuracies": accuracies, "pruned": number}
 
 
-def _before_the_first_fall(accuracies: Array, drop: float) -> Array:
-    """The last index before a step down of more than ``drop``."""
-    falls = accuracies[:-1] - accuracies[1:] > drop
+def _before_the_first_fall(accuracies: Array, drop: float, floor: float | Array) -> Array:
+    """The last index before a step down of more than ``drop``, or to below ``floor``."""
+    falls = (accuracies[:-1] - accuracies[1:] > drop) | (accuracies[1:] < floor)
     return jnp.where(jnp.any(falls), jnp.argmax(falls), len(accuracies) - 1)
 
 
@@ -353,19 +356,23 @@ def adjust_extreme_weights(
     *,
     deltas: Sequence[float] = DELTAS,
     drop: float = 0.01,
+    floor: float | Array = -jnp.inf,
     keep: Array | None = None,
 ) -> tuple[Array, Info]:
     """Lower Delta until the accuracy falls, and take the last one before that (section V-C).
 
-    The paper stops by "the same stopping criteria" as pruning: before the first Delta that costs more
-    than ``drop`` of accuracy against the one before it, or against no change for the first.
+    The paper names two criteria: "the same" as in pruning, here before the first Delta that costs more
+    than ``drop`` of accuracy against the one before it, or against no change for the first; and "until
+    the test accuracy drops below a certain threshold or the loss rises above" one, which is ``floor``
+    (for a loss, let ``validation`` be its negative).
 
     Args:
       layer: the layer.
       params: (d,).
       validation: params -> accuracy.
       deltas: values to try, descending; one value is used as it is.
-      drop: the fall between two values that is too much, > 0.
+      drop: the fall between two values that is too much, > 0; inf: any fall will do.
+      floor: the lowest accuracy that will do; -inf: any.
       keep: (C,) bool, neurons that are not pruned; see ``without_extreme_weights``.
 
     Returns:
@@ -387,7 +394,7 @@ def adjust_extreme_weights(
         return validation(adjusted), zeroed
 
     accuracies, zeroed = jax.lax.map(at, jnp.asarray(values))
-    number = _before_the_first_fall(jnp.concatenate([before[None], accuracies]), drop)
+    number = _before_the_first_fall(jnp.concatenate([before[None], accuracies]), drop, floor)
     number = jnp.where(len(values) == 1, 1, number)
     delta = jnp.where(number > 0, jnp.asarray(values)[number - 1], jnp.inf)
     adjusted, _ = without_extreme_weights(layer, params, delta, keep)

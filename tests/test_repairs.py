@@ -164,6 +164,24 @@ def test_pruning_stops_before_the_accuracy_falls(problem, accuracies, pruned):
         repairs.prune(layer, params, order, validation, drop=0)
 
 
+def test_pruning_stops_at_the_floor(problem):
+    _, layer, params, _ = problem
+    accuracies = jnp.array([0.9, 0.895, 0.89, 0.8, 0.895])
+
+    def validation(candidate):
+        number = sum(jnp.all(jnp.where(layer.channel == c, candidate == 0, True)) for c in range(5))
+        return accuracies[number]
+
+    def pruned(**stop):
+        return repairs.prune(layer, params, jnp.arange(5), validation, **stop)[2]["pruned"]
+
+    assert pruned(floor=0.893) == 1
+    assert pruned(floor=0.5) == 2  # the third neuron's fall is too much all the same
+    assert pruned(drop=np.inf, floor=0.85) == 2
+    assert pruned(drop=np.inf, floor=0.75) == 4
+    assert pruned(drop=np.inf, floor=0.95) == 0
+
+
 def extreme(weights, delta, kept):
     """(..., C) float64 by the words of section IV-C."""
     chosen = weights[..., kept]
@@ -203,8 +221,8 @@ def test_delta_is_lowered_until_the_accuracy_falls(problem):
     assert counts[2] > counts[1]
     deltas = (3, 2, 1.5, 1)
 
-    def run(validation, deltas=deltas):
-        return repairs.adjust_extreme_weights(layer, params, validation, deltas=deltas)
+    def run(validation, deltas=deltas, **stop):
+        return repairs.adjust_extreme_weights(layer, params, validation, deltas=deltas, **stop)
 
     got, report = run(lambda p: jnp.where(lost(p) > counts[1], 0.5, 0.9))
     assert report["delta"] == 2
@@ -220,6 +238,14 @@ def test_delta_is_lowered_until_the_accuracy_falls(problem):
     got, report = run(lambda p: steps[jnp.sum(lost(p) >= jnp.array(counts[1:]))])
     assert report["delta"] == 1.5
     assert report["zeroed"] == counts[2] == lost(got)
+
+    # but a floor stops them, and takes the last Delta that is not below it, as it does with a loss
+    def slow(p):
+        return steps[jnp.sum(lost(p) >= jnp.array(counts[1:]))]
+
+    assert run(slow, floor=0.89)[1]["delta"] == 2
+    assert run(slow, drop=np.inf, floor=0.86)[1]["delta"] == 1
+    assert run(lambda p: slow(p) - 1, drop=np.inf, floor=-0.11)[1]["delta"] == 2
     got, report = run(lambda p: jnp.where(lost(p) > 0, 0.0, 1.0), deltas=(1.5,))
     assert report["zeroed"] == counts[2] == lost(got)
     for bad in ((), (1, 2), (2, -1), (2, 2)):

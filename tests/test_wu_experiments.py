@@ -74,6 +74,35 @@ def test_averages_are_of_each_seed():
     assert means[1, "ranking vote, test"] == pytest.approx(0.9)
 
 
+def test_what_stops_aw():
+    """By hand: the trained model has .97; the steps of two pairs cost 0, 1.5, 1.5 and 0, .8, 4 points."""
+    curves = {
+        0: {"validation": [0.97, 0.955, 0.94], "attack": [1.0, 0.4, 0.0]},
+        1: {"validation": [0.97, 0.962, 0.922], "attack": [0.8, 0.6, 0.2]},
+    }
+    results = [
+        {"victim": 9, "target": target, "seed": 0, "RV prefixes": {"validation": [0.97, 0.1]}}
+        | {f"{stage} deltas": curve for stage in ("AW", "RV + AW", "FT + AW")}
+        | {stage: {"delta": (4.0, 3.0)[target]} for stage in ("AW", "RV + AW", "FT + AW")}
+        for target, curve in curves.items()
+    ]
+    results[1]["FT + AW"] = {"delta": float("inf")}  # none would do: the first one here
+    rows = wu_tables.stopping_rows(results, (4.0, 3.0, 2.5))
+    got = {(row["AW stops"], row["column"]): row["value"] for row in rows}
+    expected = {
+        ("a step costs > 1 point", "AW alone, attack"): (1.0 + 0.6) / 2,
+        ("a step costs > 1 point", "fine-tuned + AW, attack"): (1.0 + 0.8) / 2,
+        ("Delta = 3", "pruned + AW, validation"): (0.955 + 0.962) / 2,
+        ("Delta = 2.5", "AW alone, attack"): (0.0 + 0.2) / 2,
+        ("1 below trained", "AW alone, attack"): (1.0 + 0.6) / 2,
+        ("2 below trained", "AW alone, attack"): (0.4 + 0.6) / 2,
+        ("4 below trained", "AW alone, attack"): (0.0 + 0.6) / 2,
+        ("5 below trained", "AW alone, validation"): (0.94 + 0.922) / 2,
+    }
+    for key, value in expected.items():
+        assert got[key] == pytest.approx(value), key
+
+
 @needs_mnist
 def test_pairs_share_a_program_and_every_part_writes_its_tables(tmp_path, monkeypatch):
     """Two pairs in one call; the other parts show the same results under their own names."""
@@ -89,7 +118,7 @@ def test_pairs_share_a_program_and_every_part_writes_its_tables(tmp_path, monkey
     assert {row["pair"] for row in rows} == {"9-0", "0-9"}
     assert all(0 <= float(row["value"]) <= 1 for row in rows)
     assert "neurons pruned" in about.notes.lower()
-    for name in ("table4", "aw-alone"):
+    for name in ("table4", "aw-alone", "stopping"):
         report.read_table(folder / name)
     for name in ("figure4", "figure5"):
         about, rows = report.read_sweep(folder / name)
