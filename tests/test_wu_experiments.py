@@ -14,6 +14,7 @@ from fedjax_robust import metrics, report
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
+import wu_choices  # noqa: E402
 import wu_pruning  # noqa: E402
 import wu_tables  # noqa: E402
 from wu_pruning import Args, Case, Inputs, Shape  # noqa: E402
@@ -142,6 +143,20 @@ def test_pairs_share_a_program_and_every_part_writes_its_tables(tmp_path, monkey
     for name, stage in (("trained", "trained"), ("pruned", "RV"), ("fine_tuned", "FT")):
         right = metrics.predict(inputs.task, jnp.asarray(models[name]), test["x"]) == test["y"]
         assert float(jnp.mean(right)) == pytest.approx(result[stage]["test"])
+
+    # The choices that were made in the run itself give its numbers.
+    wu_choices.main(wu_choices.Args(pairs=("9-0",), out=tmp_path, smoke=True))
+    tried = {row["choice"]: row for row in report.read_rows(tmp_path / "choices-pairs-smoke/runs")}
+    assert len(tried) == 11
+    for choice, stage in (
+        ("ranking vote, after the ReLU", "RV"),
+        ("majority vote, 50%, after the ReLU", "MV"),
+        ("of the neurons left", "RV + AW, Delta 3"),
+    ):
+        for name in ("test", "attack", "number"):
+            assert float(tried[choice][name]) == pytest.approx(result[stage][name]), (choice, name)
+    with pytest.raises(ValueError, match="no model of pair 9-1, seed 0"):
+        wu_choices.main(wu_choices.Args(pairs=("9-1",), out=tmp_path, smoke=True))
 
     def as_if(cases, *rest):
         return [{**case._asdict(), **case.shape._asdict(), "seed": 0, **result} for case in cases]

@@ -1,0 +1,194 @@
+"""Choices that Wu et al. leave open, tried on trained models: no training, a few minutes per model.
+
+  python experiments/wu_pruning.py --part pairs --keep-models
+  python experiments/wu_choices.py --part pairs
+
+The paper leaves open whether activations are taken before or after the ReLU, which p the majority vote
+has (30 to 70 % "perform well"), and, for the extreme weights of a pruned layer, whose mean and deviation
+count: those of the neurons that are left (as in the library), of the whole layer with its zeros, or of
+the layer before it was pruned, as where pruning is a mask over weights that are still there.
+
+Results go to ``--out``/choices-<part>: ``pruning`` and ``extreme-weights``, averages over the pairs, and
+``runs.csv``, every model by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+import wu_pruning
+from common import use_compilation_cache
+from fang_table2 import command_line
+from tqdm import tqdm
+
+from fedjax_robust import attacks, metrics, repairs, report
+from fedjax_robust.types import FederatedData
+
+DELTA = 3.0
+"""As in Table I, which prints 131 to 139 weights zeroed."""
+RATES = (0.3, 0.5, 0.7)
+
+
+@dataclasses.dataclass
+class Args:
+    """Choices the paper leaves open, on models that wu_pruning.py --keep-models kept."""
+
+    part: Literal["pairs", "concise"] = "pairs"
+    """The network: 20 and 50 filters, or 8 and 16."""
+    seeds: int = 1
+    """As there."""
+    pairs: tuple[str, ...] | None = None
+    """As there; default all 18."""
+    data_dir: Path | None = None
+    """Folder of the data sets; default FEDJAX_ROBUST_DATA, else where TFDS keeps its own."""
+    out: Path = Path("results/wu_pruning")
+    """Where wu_pruning.py put its results, and where these go."""
+    smoke: bool = False
+    """For models of a smoke run."""
+
+
+def program(inputs: wu_pruning.Inputs) -> Callable[..., dict[str, dict[str, jax.Array]]]:
+    """(params, numbers, pool, validation, test) -> {choice: test, attack, number}."""
+    task, layer = inputs.task, inputs.layer
+    trigger = attacks.pixel_trigger(attacks.NINE_PIXELS[: inputs.setting.pixels], inputs.white)
+
+    def tried(
+        params: jax.Array, now: wu_pruning.Numbers, pool: Any, validation_set: Any, test: Any
+    ) -> dict[str, dict[str, jax.Array]]:
+        data = FederatedData(pool, now.index, now.count)
+        validation = repairs.accuracy(task, validation_set, chunk=100)
+        triggered = trigger(now.victims)
+
+        def measured(params: jax.Array, number: jax.Array) -> dict[str, jax.Array]:
+            right = metrics.predict(task, params, test["x"], chunk=100) == test["y"]
+            hit = metrics.predict(task, params, triggered, chunk=100) == now.target
+            success = jnp.sum(hit & now.are_victims) / jnp.sum(now.are_victims)
+            return {"test": jnp.mean(right), "attack": success, "number": number}
+
+        results = {}
+        for relu, when in ((True, "after"), (False, "before")):
+            active = repairs.client_activations(layer, params, data, relu=relu)
+            orders = {"ranking vote": repairs.ranking_vote(repairs.ranks(active))}
+            for rate in RATES:
+                votes = repairs.votes(active, rate)
+                orders[f"majority vote, {rate:.0%}"] = repairs.majority_vote(votes)
+            for vote, order in orders.items():
+                left, keep, info = repairs.prune(layer, params, order, validation)
+                results[f"{vote}, {when} the ReLU"] = measured(left, info["pruned"])
+                if vote == "ranking vote" and relu:
+                    pruned, kept = left, keep
+
+        neurons, number = repairs.without_extreme_weights(layer, pruned, DELTA, kept)
+        results["of the neurons left"] = measured(neurons, number)
+        zeros, number = repairs.without_extreme_weights(layer, pruned, DELTA)
+        results["of the layer with its zeros"] = measured(zeros, number)
+        masked, _ = repairs.without_extreme_weights(layer, params, DELTA)
+        gone = jnp.sum((masked != params) & (pruned != 0))
+        masked = repairs.with_neurons(layer, masked, kept)
+        results["of the layer before pruning"] = measured(masked, gone)
+        return results
+
+    return jax.jit(tried)
+
+
+def main(args: Args) -> None:
+    """Try all choices on every model, then write the averages."""
+    of_runs = wu_pruning.Args(
+        part=args.part, pairs=args.pairs, data_dir=args.data_dir, out=args.out, smoke=args.smoke
+    )
+    setting_name = "mnist" if args.part == "pairs" else args.part
+    setting = wu_pruning.SETTINGS[setting_name]
+    inputs = wu_pruning.Inputs(setting, of_runs)
+    shape = wu_pruning.Shape(setting_name, 2 if args.smoke else setting.rounds, setting.pixels)
+    folder = args.out / (args.part + ("-smoke" if args.smoke else ""))
+    pairs = wu_pruning.chosen_pairs(of_runs, wu_pruning.FROM_NINE + wu_pruning.TO_NINE)
+    runs = [(wu_pruning.Case(shape, v, t), seed) for v, t in pairs for seed in range(args.seeds)]
+    for case, seed in runs:
+        cell = wu_pruning.name_of(case, seed), wu_pruning.settings_of(case, seed, inputs)
+        file = wu_pruning.model_file(folder, case, seed)
+        if report.load_cell(folder, *cell) is None or not file.exists():
+            raise ValueError(
+                f"no model of pair {case.victim}-{case.target}, seed {seed}, trained with the present "
+                f"settings is in {folder}: run wu_pruning.py --part {args.part} --keep-models first, "
+                "with the same --pairs, --seeds and --out"
+            )
+
+    tried, rows = program(inputs), []
+    for case, seed in tqdm(runs, unit="model"):
+        with np.load(wu_pruning.model_file(folder, case, seed)) as file:
+            trained = jnp.asarray(file["trained"])
+        now = inputs.numbers(case, seed, None)
+        results = jax.device_get(tried(trained, now, inputs.pool, inputs.validation, inputs.test))
+        pair = f"{case.victim}-{case.target}"
+        rows += [
+            {"pair": pair, "seed": seed, "choice": choice}
+            | {name: float(value) for name, value in result.items()}
+            for choice, result in results.items()
+        ]
+
+    folder = args.out / f"choices-{folder.name}"
+    report.write_rows(folder / "runs", [row | report.provenance() for row in rows])
+    of_weights = [name for name in results if name.startswith("of the ")]
+    of_neurons = [name for name in results if name not in of_weights]
+    command = command_line("wu_choices.py", args)
+    for name, index, what, choices in (
+        ("pruning", "order", "what decides the order of pruning", of_neurons),
+        ("extreme-weights", "mean and deviation", "Delta = 3 after ranking vote", of_weights),
+    ):
+        text = report.write_table(
+            folder / name,
+            averages(rows, choices, index),
+            {},
+            title=f"Wu et al. (2020), choices left open: {what}",
+            command=command,
+            index=index,
+            columns="column",
+            value="value",
+            metric="accuracy",
+            notes=f"Averages of {', '.join(f'{v}-{t}' for v, t in pairs)}. {removed(rows, choices)}",
+        )
+        print("\n" + text)
+    print(f"\nrows, tables and figures are in {folder}")
+
+
+def averages(
+    rows: list[dict[str, Any]], choices: Sequence[str], index: str
+) -> list[dict[str, Any]]:
+    """Over the pairs of each seed."""
+    return [
+        {
+            index: choice,
+            "column": column,
+            "seed": seed,
+            "value": float(
+                np.mean([r[column] for r in rows if (r["choice"], r["seed"]) == (choice, seed)])
+            ),
+        }
+        for choice in choices
+        for seed in sorted({row["seed"] for row in rows})
+        for column in ("test", "attack")
+    ]
+
+
+def removed(rows: list[dict[str, Any]], choices: Sequence[str]) -> str:
+    """How many neurons or weights went, and in how many runs the backdoor with them."""
+    texts = []
+    for choice in choices:
+        mine = [row for row in rows if row["choice"] == choice]
+        numbers = [row["number"] for row in mine]
+        low = sum(row["attack"] < 0.1 for row in mine)
+        span = f"{np.mean(numbers):.1f} ({min(numbers):g} to {max(numbers):g})"
+        texts.append(f"{choice}: {span}, {low} of {len(mine)}")
+    return f"Removed, and attack success below 10 %: {'; '.join(texts)}."
+
+
+if __name__ == "__main__":
+    use_compilation_cache()
+    main(tyro.cli(Args))
