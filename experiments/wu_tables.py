@@ -246,15 +246,15 @@ def counts(results: list[Result], stages: Sequence[str]) -> Iterator[str]:
             yield f"Attack success below 10 % after {STAGES[stage]}: {low} of {len(results)}."
 
 
-FLOORS = (1, 2, 3, 4, 5)
-"""Points below the trained model's accuracy."""
+FLOORS = (0.01, 0.02, 0.03, 0.04, 0.05)
+"""How far below the trained model's accuracy."""
 
 
 def stopping_rows(results: list[Result], deltas: Sequence[float]) -> list[dict[str, Any]]:
     """Averages over the runs of each seed, by what stops AW; read off the stored curves.
 
-    That a step costs more than a point, as in the other tables, nothing (a fixed Delta), or accuracy
-    some points below the trained model's. Where even the first Delta breaks the rule, it is taken here.
+    That a step costs more than a point, as in the other tables, nothing (a fixed Delta), or an accuracy
+    too far below the trained model's. Where even the first Delta breaks the rule, it is taken here.
     """
     sums: dict[tuple[int, str, str], list[float]] = {}
     for result in results:
@@ -262,11 +262,11 @@ def stopping_rows(results: list[Result], deltas: Sequence[float]) -> list[dict[s
         for stage in ("AW", "RV + AW", "FT + AW"):
             curve, taken = result[f"{stage} deltas"], result[stage]["delta"]
             accuracies = np.array(curve["validation"])
-            at = {"a step costs > 1 point": deltas.index(taken) if taken in deltas else 0}
+            at = {"a step costs > 0.01": deltas.index(taken) if taken in deltas else 0}
             at |= {f"Delta = {delta:g}": deltas.index(delta) for delta in (3, 2.5)}
-            for points in FLOORS:
-                below = np.append(accuracies < trained - points / 100, True)
-                at[f"{points} below trained"] = max(int(np.argmax(below)) - 1, 0)
+            for less in FLOORS:
+                below = np.append(accuracies < trained - less, True)
+                at[f"accuracy < trained - {less:g}"] = max(int(np.argmax(below)) - 1, 0)
             for rule, i in at.items():
                 for what in ("validation", "attack"):
                     key = result["seed"], rule, f"{STAGES[stage]}, {what}"

@@ -91,14 +91,14 @@ def test_what_stops_aw():
     rows = wu_tables.stopping_rows(results, (4.0, 3.0, 2.5))
     got = {(row["AW stops"], row["column"]): row["value"] for row in rows}
     expected = {
-        ("a step costs > 1 point", "AW alone, attack"): (1.0 + 0.6) / 2,
-        ("a step costs > 1 point", "fine-tuned + AW, attack"): (1.0 + 0.8) / 2,
+        ("a step costs > 0.01", "AW alone, attack"): (1.0 + 0.6) / 2,
+        ("a step costs > 0.01", "fine-tuned + AW, attack"): (1.0 + 0.8) / 2,
         ("Delta = 3", "pruned + AW, validation"): (0.955 + 0.962) / 2,
         ("Delta = 2.5", "AW alone, attack"): (0.0 + 0.2) / 2,
-        ("1 below trained", "AW alone, attack"): (1.0 + 0.6) / 2,
-        ("2 below trained", "AW alone, attack"): (0.4 + 0.6) / 2,
-        ("4 below trained", "AW alone, attack"): (0.0 + 0.6) / 2,
-        ("5 below trained", "AW alone, validation"): (0.94 + 0.922) / 2,
+        ("accuracy < trained - 0.01", "AW alone, attack"): (1.0 + 0.6) / 2,
+        ("accuracy < trained - 0.02", "AW alone, attack"): (0.4 + 0.6) / 2,
+        ("accuracy < trained - 0.04", "AW alone, attack"): (0.0 + 0.6) / 2,
+        ("accuracy < trained - 0.05", "AW alone, validation"): (0.94 + 0.922) / 2,
     }
     for key, value in expected.items():
         assert got[key] == pytest.approx(value), key
