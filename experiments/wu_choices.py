@@ -15,7 +15,7 @@ Results go to ``--out``/choices-<part>: ``pruning`` and ``extreme-weights``, ave
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from common import use_compilation_cache
 from fang_table2 import command_line
 from tqdm import tqdm
 
-from fedjax_robust import attacks, metrics, repairs, report
+from fedjax_robust import attacks, repairs, report
 from fedjax_robust.types import FederatedData
 
 DELTA = 3.0
@@ -43,9 +43,9 @@ class Args:
     part: Literal["pairs", "concise"] = "pairs"
     """The network: 20 and 50 filters, or 8 and 16."""
     seeds: int = 1
-    """As there."""
+    """Models of seeds 0, 1, ... of each pair."""
     pairs: tuple[str, ...] | None = None
-    """As there; default all 18."""
+    """Victim and target labels such as 9-0; default all 18."""
     data_dir: Path | None = None
     """Folder of the data sets; default FEDJAX_ROBUST_DATA, else where TFDS keeps its own."""
     out: Path = Path("results/wu_pruning")
@@ -54,25 +54,24 @@ class Args:
     """For models of a smoke run."""
 
 
-def program(inputs: wu_pruning.Inputs) -> Callable[..., dict[str, dict[str, jax.Array]]]:
-    """(params, numbers, pool, validation, test) -> {choice: test, attack, number}."""
+def program(
+    inputs: wu_pruning.Inputs,
+) -> Callable[..., dict[str, dict[str, dict[str, jax.Array]]]]:
+    """(params, numbers, pool, validation, test) -> {table: {choice: test, attack, number}}."""
     task, layer = inputs.task, inputs.layer
     trigger = attacks.pixel_trigger(attacks.NINE_PIXELS[: inputs.setting.pixels], inputs.white)
 
     def tried(
         params: jax.Array, now: wu_pruning.Numbers, pool: Any, validation_set: Any, test: Any
-    ) -> dict[str, dict[str, jax.Array]]:
+    ) -> dict[str, dict[str, dict[str, jax.Array]]]:
         data = FederatedData(pool, now.index, now.count)
-        validation = repairs.accuracy(task, validation_set, chunk=100)
+        validation = repairs.accuracy(task, validation_set, chunk=wu_pruning.chunk_size())
         triggered = trigger(now.victims)
 
         def measured(params: jax.Array, number: jax.Array) -> dict[str, jax.Array]:
-            right = metrics.predict(task, params, test["x"], chunk=100) == test["y"]
-            hit = metrics.predict(task, params, triggered, chunk=100) == now.target
-            success = jnp.sum(hit & now.are_victims) / jnp.sum(now.are_victims)
-            return {"test": jnp.mean(right), "attack": success, "number": number}
+            return wu_pruning.measure(task, params, test, triggered, now) | {"number": number}
 
-        results = {}
+        pruning = {}
         for relu, when in ((True, "after"), (False, "before")):
             active = repairs.client_activations(layer, params, data, relu=relu)
             orders = {"ranking vote": repairs.ranking_vote(repairs.ranks(active))}
@@ -81,25 +80,28 @@ def program(inputs: wu_pruning.Inputs) -> Callable[..., dict[str, dict[str, jax.
                 orders[f"majority vote, {rate:.0%}"] = repairs.majority_vote(votes)
             for vote, order in orders.items():
                 left, keep, info = repairs.prune(layer, params, order, validation)
-                results[f"{vote}, {when} the ReLU"] = measured(left, info["pruned"])
+                pruning[f"{vote}, {when} the ReLU"] = measured(left, info["pruned"])
                 if vote == "ranking vote" and relu:
                     pruned, kept = left, keep
 
-        neurons, number = repairs.without_extreme_weights(layer, pruned, DELTA, kept)
-        results["of the neurons left"] = measured(neurons, number)
-        zeros, number = repairs.without_extreme_weights(layer, pruned, DELTA)
-        results["of the layer with its zeros"] = measured(zeros, number)
-        masked, _ = repairs.without_extreme_weights(layer, params, DELTA)
-        gone = jnp.sum((masked != params) & (pruned != 0))
-        masked = repairs.with_neurons(layer, masked, kept)
-        results["of the layer before pruning"] = measured(masked, gone)
-        return results
+        neurons, of_neurons = repairs.without_extreme_weights(layer, pruned, DELTA, kept)
+        zeros, of_zeros = repairs.without_extreme_weights(layer, pruned, DELTA)
+        whole, _ = repairs.without_extreme_weights(layer, params, DELTA)
+        before = repairs.with_neurons(layer, whole, kept)
+        weights = {
+            "of the neurons left": measured(neurons, of_neurons),
+            "of the layer with its zeros": measured(zeros, of_zeros),
+            "of the layer before pruning": measured(before, jnp.sum(before != pruned)),
+        }
+        return {"pruning": pruning, "extreme-weights": weights}
 
     return jax.jit(tried)
 
 
 def main(args: Args) -> None:
     """Try all choices on every model, then write the averages."""
+    if args.seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {args.seeds}")
     of_runs = wu_pruning.Args(
         part=args.part, pairs=args.pairs, data_dir=args.data_dir, out=args.out, smoke=args.smoke
     )
@@ -128,23 +130,23 @@ def main(args: Args) -> None:
         results = jax.device_get(tried(trained, now, inputs.pool, inputs.validation, inputs.test))
         pair = f"{case.victim}-{case.target}"
         rows += [
-            {"pair": pair, "seed": seed, "choice": choice}
+            {"pair": pair, "seed": seed, "table": table, "choice": choice}
             | {name: float(value) for name, value in result.items()}
-            for choice, result in results.items()
+            for table, choices in results.items()
+            for choice, result in choices.items()
         ]
 
     folder = args.out / f"choices-{folder.name}"
     report.write_rows(folder / "runs", [row | report.provenance() for row in rows])
-    of_weights = [name for name in results if name.startswith("of the ")]
-    of_neurons = [name for name in results if name not in of_weights]
     command = command_line("wu_choices.py", args)
-    for name, index, what, choices in (
-        ("pruning", "order", "what decides the order of pruning", of_neurons),
-        ("extreme-weights", "mean and deviation", "Delta = 3 after ranking vote", of_weights),
+    for name, index, what in (
+        ("pruning", "order", "what decides the order of pruning"),
+        ("extreme-weights", "mean and deviation", "Delta = 3 after ranking vote"),
     ):
+        mine = [row for row in rows if row["table"] == name]
         text = report.write_table(
             folder / name,
-            averages(rows, choices, index),
+            averages(mine, index),
             {},
             title=f"Wu et al. (2020), choices left open: {what}",
             command=command,
@@ -152,35 +154,28 @@ def main(args: Args) -> None:
             columns="column",
             value="value",
             metric="accuracy",
-            notes=f"Averages of {', '.join(f'{v}-{t}' for v, t in pairs)}. {removed(rows, choices)}",
+            notes=f"Averages of {', '.join(f'{v}-{t}' for v, t in pairs)}. {removed(mine)}",
         )
         print("\n" + text)
     print(f"\nrows, tables and figures are in {folder}")
 
 
-def averages(
-    rows: list[dict[str, Any]], choices: Sequence[str], index: str
-) -> list[dict[str, Any]]:
-    """Over the pairs of each seed."""
+def averages(rows: list[dict[str, Any]], index: str) -> list[dict[str, Any]]:
+    """Of test accuracy and attack success, over the pairs of each seed."""
+    values: dict[tuple[str, int, str], list[float]] = {}
+    for row in rows:
+        for column in ("test", "attack"):
+            values.setdefault((row["choice"], row["seed"], column), []).append(row[column])
     return [
-        {
-            index: choice,
-            "column": column,
-            "seed": seed,
-            "value": float(
-                np.mean([r[column] for r in rows if (r["choice"], r["seed"]) == (choice, seed)])
-            ),
-        }
-        for choice in choices
-        for seed in sorted({row["seed"] for row in rows})
-        for column in ("test", "attack")
+        {index: choice, "column": column, "seed": seed, "value": float(np.mean(own))}
+        for (choice, seed, column), own in values.items()
     ]
 
 
-def removed(rows: list[dict[str, Any]], choices: Sequence[str]) -> str:
+def removed(rows: list[dict[str, Any]]) -> str:
     """How many neurons or weights went, and in how many runs the backdoor with them."""
     texts = []
-    for choice in choices:
+    for choice in dict.fromkeys(row["choice"] for row in rows):
         mine = [row for row in rows if row["choice"] == choice]
         numbers = [row["number"] for row in mine]
         low = sum(row["attack"] < 0.1 for row in mine)

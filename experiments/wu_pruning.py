@@ -292,12 +292,32 @@ class Inputs:
 # --- Training and repair ---------------------------------------------------------------------------
 
 
+def chunk_size() -> int:
+    """Images evaluated at once: convolutions that fit a CPU's caches."""
+    return 100 if jax.default_backend() == "cpu" else 1000
+
+
+def attack_success(
+    task: fr.Task, params: jax.Array, triggered: jax.Array, now: Numbers
+) -> jax.Array:
+    """Share () of the victim's images with the trigger (V, H, W, C) that are taken for the target."""
+    hit = metrics.predict(task, params, triggered, chunk=chunk_size()) == now.target
+    return jnp.sum(hit & now.are_victims) / jnp.sum(now.are_victims)
+
+
+def measure(
+    task: fr.Task, params: jax.Array, test: Batch, triggered: jax.Array, now: Numbers
+) -> dict[str, jax.Array]:
+    """Test accuracy () and attack success () of params (d,)."""
+    right = metrics.predict(task, params, test["x"], chunk=chunk_size()) == test["y"]
+    return {"test": jnp.mean(right), "attack": attack_success(task, params, triggered, now)}
+
+
 @functools.cache
 def compiled(shape: Shape, inputs: Inputs) -> Callable[..., dict[str, Any]]:
     """Runs of one shape, all at once: (pool, validation, test, stacked numbers) -> what came out."""
     at, task, layer, args = inputs.setting, inputs.task, inputs.layer, inputs.args
     malicious = jnp.arange(shape.clients) < shape.malicious
-    chunk = 100 if jax.default_backend() == "cpu" else 1000  # convolutions that fit a CPU's caches
     if at.distributed:
         parts = [attacks.pixel_trigger(pixels, inputs.white) for pixels in attacks.DBA_CIFAR_PIXELS]
         trigger = attacks.pixel_trigger(sum(attacks.DBA_CIFAR_PIXELS, ()), inputs.white)
@@ -337,19 +357,17 @@ def compiled(shape: Shape, inputs: Inputs) -> Callable[..., dict[str, Any]]:
 
     def one(pool: Batch, validation_set: Batch, test: Batch, now: Numbers) -> dict[str, Any]:
         data = FederatedData(pool, now.index, now.count)
-        validation = repairs.accuracy(task, validation_set, chunk=chunk)
+        validation = repairs.accuracy(task, validation_set, chunk=chunk_size())
         triggered = trigger(now.victims)
 
-        def attack_success(params: jax.Array) -> jax.Array:
-            hit = metrics.predict(task, params, triggered, chunk=chunk) == now.target
-            return jnp.sum(hit & now.are_victims) / jnp.sum(now.are_victims)
+        def success(params: jax.Array) -> jax.Array:
+            return attack_success(task, params, triggered, now)
 
         def measured(params: jax.Array) -> dict[str, jax.Array]:
-            right = metrics.predict(task, params, test["x"], chunk=chunk) == test["y"]
-            return {"test": jnp.mean(right), "attack": attack_success(params)}
+            return measure(task, params, test, triggered, now)
 
         def point(params: jax.Array) -> dict[str, jax.Array]:
-            return {"validation": validation(params), "attack": attack_success(params)}
+            return {"validation": validation(params), "attack": success(params)}
 
         sim = fr.Simulation(
             task,
@@ -386,9 +404,7 @@ def compiled(shape: Shape, inputs: Inputs) -> Callable[..., dict[str, Any]]:
             params, keep, info = repairs.prune(layer, trained, order, validation, drop=args.drop)
             when = jnp.argsort(order)
             prefixes = jax.lax.map(
-                lambda i, when=when: attack_success(
-                    repairs.with_neurons(layer, trained, when >= i)
-                ),
+                lambda i, when=when: success(repairs.with_neurons(layer, trained, when >= i)),
                 jnp.arange(layer.channels),
             )
             result[name] = measured(params) | {"number": info["pruned"]}
@@ -411,7 +427,7 @@ def compiled(shape: Shape, inputs: Inputs) -> Callable[..., dict[str, Any]]:
             result[f"{name} deltas"] = {
                 "validation": info["accuracies"],
                 "attack": jax.lax.map(
-                    lambda delta: attack_success(
+                    lambda delta: success(
                         repairs.without_extreme_weights(layer, params, delta, keep)[0]
                     ),
                     jnp.asarray(repairs.DELTAS),
@@ -565,6 +581,10 @@ def chosen_pairs(args: Args, usual: Sequence[tuple[int, int]]) -> list[tuple[int
 
 def main(args: Args) -> None:
     """Run what is missing of one part, then print and draw its tables and figures."""
+    for name in ("seeds", "rounds", "together"):
+        number = getattr(args, name)
+        if number is not None and number < 1:
+            raise ValueError(f"--{name} must be at least 1, got {number}")
     if args.pixels not in (None, 1, 3, 5, 7, 9):
         raise ValueError(f"--pixels must be 1, 3, 5, 7 or 9, got {args.pixels}")
     if args.pixels is not None and args.part in ("patterns", "cifar10"):

@@ -145,16 +145,31 @@ def test_pairs_share_a_program_and_every_part_writes_its_tables(tmp_path, monkey
         assert float(jnp.mean(right)) == pytest.approx(result[stage]["test"])
 
     # The choices that were made in the run itself give its numbers.
+    monkeypatch.setattr(wu_choices, "DELTA", 1.5)  # two rounds leave no weight beyond 3 sigma
     wu_choices.main(wu_choices.Args(pairs=("9-0",), out=tmp_path, smoke=True))
     tried = {row["choice"]: row for row in report.read_rows(tmp_path / "choices-pairs-smoke/runs")}
     assert len(tried) == 11
     for choice, stage in (
         ("ranking vote, after the ReLU", "RV"),
         ("majority vote, 50%, after the ReLU", "MV"),
-        ("of the neurons left", "RV + AW, Delta 3"),
     ):
         for name in ("test", "attack", "number"):
             assert float(tried[choice][name]) == pytest.approx(result[stage][name]), (choice, name)
+    # The others by their words: the layer's float64 weights beyond 1.5 deviations of which weights.
+    kernel = np.asarray(inputs.layer.is_weight)
+    whole, left = (np.float64(models[name])[kernel] for name in ("trained", "pruned"))
+    numbers = set()
+    for choice, weights in (
+        ("neurons left", left[left != 0]),
+        ("layer with its zeros", left),
+        ("layer before pruning", whole),
+    ):
+        extreme = np.abs(left - weights.mean()) > 1.5 * weights.std()
+        expected = np.sum(extreme & (left != 0))
+        # a weight at the very edge may round to the other side in float32
+        assert float(tried[f"of the {choice}"]["number"]) == pytest.approx(expected, abs=2)
+        numbers.add(int(expected))
+    assert min(numbers) > 10 and len(numbers) == 3
     with pytest.raises(ValueError, match="no model of pair 9-1, seed 0"):
         wu_choices.main(wu_choices.Args(pairs=("9-1",), out=tmp_path, smoke=True))
 
@@ -218,6 +233,11 @@ def test_mistakes_are_refused(tmp_path):
     for part in ("patterns", "cifar10"):
         with pytest.raises(ValueError, match="triggers of its own"):
             wu_pruning.main(Args(part=part, pixels=5, out=tmp_path))
+    for name in ("seeds", "rounds", "together"):
+        with pytest.raises(ValueError, match=f"--{name} must be at least 1, got 0"):
+            wu_pruning.main(Args(**{name: 0}, out=tmp_path))
+    with pytest.raises(ValueError, match="--seeds must be at least 1, got 0"):
+        wu_choices.main(wu_choices.Args(seeds=0, out=tmp_path))
     aware = Case(Shape("mnist", 1), 9, 0, against="pruning")
     with pytest.raises(ValueError, match="which another --cell computes"):
         wu_pruning.final_mask({}, aware, 0)
