@@ -48,7 +48,7 @@ import numpy as np
 import optax
 import tyro
 from backdoor_images import MNIST, Case, attackers_client, honest_client
-from common import my_share, share_is_done, use_compilation_cache
+from common import my_share, origin, share_is_done, use_compilation_cache
 from fang_table2 import command_line
 from tqdm import tqdm
 
@@ -483,7 +483,7 @@ def main(args: Args) -> None:
             report.save_cell(folder, name, of_run, result)
         if result is not None:
             make = {"detection": detection_rows, "dba": dba_rows}.get(args.figure, dp_rows)
-            rows += [row | {"commit": result.get("commit")} for row in make(run, result)]
+            rows += [row | origin(result) for row in make(run, result)]
     if share_is_done(args.cell, folder):
         return
     if args.figure == "detection":  # a row of panels per measure, a column per attack

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -32,6 +32,12 @@ def share_is_done(part: str | None, folder: Path) -> bool:
     if part is not None:
         print(f"share {part} is in {folder}/cells; the same command without --cell gathers all")
     return part is not None
+
+
+def origin(result: dict[str, Any]) -> dict[str, Any]:
+    """What ``make_report.py`` shows of a result's provenance: commit, versions, hardware, date."""
+    shown = ("fedjax_robust_version", "jax_version", "git_commit", "device_kind", "utc_time")
+    return {name: result[name] for name in shown if name in result}
 
 
 def use_compilation_cache() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from common import origin
 
 from fedjax_robust import report
 
@@ -137,7 +138,7 @@ def table_rows(
                 sums.setdefault((result["seed"], column), []).append(value)
                 row = {"line": line(result), "column": column, "value": value}
                 row["number"] = result[stage].get("number", 0)
-                rows.append(row | {"seed": result["seed"], "commit": result.get("commit")})
+                rows.append(row | {"seed": result["seed"]} | origin(result))
     rows += [
         {"line": "average", "column": column, "value": float(np.mean(values)), "seed": seed}
         for (seed, column), values in sums.items()
@@ -205,14 +206,16 @@ class Page(NamedTuple):
         self,
         name: str,
         title: str,
-        lines: list[tuple[str, int, Sequence[float], dict[str, Sequence[float]]]],
+        lines: list[tuple[str, Result, Sequence[float], dict[str, Sequence[float]]]],
         x: str,
         xlabel: str,
     ) -> str:
-        """Draw one figure; ``lines`` are (name, seed, x values, {panel: values})."""
+        """Draw one figure; ``lines`` are (name, run, x values, {panel: values})."""
         rows = [
-            {"line": line, "seed": seed, x: float(at), "measure": measure, "value": float(value)}
-            for line, seed, values, panels in lines
+            {"line": line, "seed": run["seed"], x: float(at), "measure": measure}
+            | {"value": float(value)}
+            | origin(run)
+            for line, run, values, panels in lines
             for measure, series in panels.items()
             for at, value in zip(values, series, strict=True)
         ]
@@ -282,7 +285,7 @@ def prefix_lines(results: list[Result]) -> list[Any]:
     return [
         (
             f"{vote}, {pair_name(r)}",
-            r["seed"],
+            r,
             range(len(r["RV prefixes"]["attack"])),
             r[f"{vote} prefixes"],
         )
@@ -295,7 +298,7 @@ def delta_lines(
     results: list[Result], deltas: Sequence[float], name: Callable[[Result], str]
 ) -> list[Any]:
     """By Delta, after pruning."""
-    return [(name(r), r["seed"], deltas, r["RV + AW deltas"]) for r in results]
+    return [(name(r), r, deltas, r["RV + AW deltas"]) for r in results]
 
 
 def training_lines(results: list[Result], name: Callable[[Result], str]) -> list[Any]:
@@ -303,7 +306,7 @@ def training_lines(results: list[Result], name: Callable[[Result], str]) -> list
     return [
         (
             name(r),
-            r["seed"],
+            r,
             r["training"]["round"],
             {what: r["training"][what] for what in ("validation", "attack")},
         )

@@ -121,9 +121,11 @@ def test_pairs_share_a_program_and_every_part_writes_its_tables(tmp_path, monkey
     assert "neurons pruned" in about.notes.lower()
     for name in ("table4", "aw-alone", "stopping"):
         report.read_table(folder / name)
+    assert all(row["jax_version"] == jax.__version__ for row in rows)
     for name in ("figure4", "figure5"):
         about, rows = report.read_sweep(folder / name)
         assert {row["measure"] for row in rows} == {"validation", "attack"}
+        assert all(row["jax_version"] == jax.__version__ for row in rows)
 
     monkeypatch.setattr(wu_pruning, "compiled", None)  # everything is on disk
     wu_pruning.main(args)
