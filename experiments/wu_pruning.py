@@ -221,7 +221,8 @@ class Inputs:
             )
             if getattr(args, name) is not None
         }
-        setting = setting._replace(**changes)
+        few_steps = {"steps": 1, "attackers_steps": 1} if args.smoke else {}
+        setting = setting._replace(**few_steps | changes)
         self.setting, self.args = setting, args
         self.dataset = datasets.load(setting.data, args.data_dir)
         train, test = self.dataset.train, self.dataset.test
@@ -333,7 +334,7 @@ def compiled(shape: Shape, inputs: Inputs) -> Callable[..., dict[str, Any]]:
             task,
             at.learning_rate,
             at.batch_size,
-            steps=1 if args.smoke else steps,
+            steps=steps,
             momentum=at.momentum,
             poison=poison,
             objective=objective,

@@ -162,6 +162,8 @@ def test_pruning_stops_before_the_accuracy_falls(problem, accuracies, pruned):
     np.testing.assert_array_equal(got, repairs.with_neurons(layer, params, keep))
     with pytest.raises(ValueError, match="drop > 0"):
         repairs.prune(layer, params, order, validation, drop=0)
+    with pytest.raises(ValueError, match="a floor that is a number"):
+        repairs.prune(layer, params, order, validation, floor=np.nan)
 
 
 def test_pruning_stops_at_the_floor(problem):
@@ -248,7 +250,7 @@ def test_delta_is_lowered_until_the_accuracy_falls(problem):
     assert run(lambda p: slow(p) - 1, drop=np.inf, floor=-0.11)[1]["delta"] == 2
     got, report = run(lambda p: jnp.where(lost(p) > 0, 0.0, 1.0), deltas=(1.5,))
     assert report["zeroed"] == counts[2] == lost(got)
-    for bad in ((), (1, 2), (2, -1), (2, 2)):
+    for bad in ((), (1, 2), (2, -1), (2, 2), (3, np.nan)):
         with pytest.raises(ValueError, match="positive, descending"):
             run(lambda p: jnp.float32(1), deltas=bad)
 

@@ -248,6 +248,12 @@ def test_mistakes_are_refused(tmp_path):
             wu_pruning.chosen_pairs(Args(pairs=(bad,)), ())
 
 
+@needs_mnist
+def test_a_smoke_run_takes_one_step_unless_told(tmp_path):
+    at = Inputs(wu_pruning.MNIST, Args(steps=3, out=tmp_path, smoke=True)).setting
+    assert (at.steps, at.attackers_steps) == (3, 1)
+
+
 def test_the_papers_setting():
     at = wu_pruning.MNIST
     module = at.model(10)
