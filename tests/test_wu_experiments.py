@@ -230,6 +230,8 @@ def test_attackers_own_the_victim_label(tmp_path):
 def test_mistakes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="1, 3, 5, 7 or 9, got 2"):
         wu_pruning.main(Args(pixels=2, out=tmp_path))
+    with pytest.raises(ValueError, match="--normalization divides by"):
+        wu_pruning.main(Args(normalization=(0.5, 0.0), out=tmp_path))
     with pytest.raises(ValueError, match="--width is of"):
         wu_pruning.main(Args(width=(8, 8), out=tmp_path))
     for part in ("patterns", "cifar10"):
@@ -252,6 +254,15 @@ def test_mistakes_are_refused(tmp_path):
 def test_a_smoke_run_takes_one_step_unless_told(tmp_path):
     at = Inputs(wu_pruning.MNIST, Args(steps=3, out=tmp_path, smoke=True)).setting
     assert (at.steps, at.attackers_steps) == (3, 1)
+
+
+@needs_mnist
+def test_images_and_triggers_are_normalized_alike(tmp_path):
+    for change, low, high in ((None, 0, 1), ((0.5, 0.25), -2, 2)):
+        inputs = Inputs(wu_pruning.MNIST, Args(normalization=change, out=tmp_path, smoke=True))
+        for part in (inputs.pool, inputs.validation, inputs.test):
+            assert (float(part["x"].min()), float(part["x"].max())) == (low, high)
+        assert inputs.white == high
 
 
 def test_the_papers_setting():
