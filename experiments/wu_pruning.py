@@ -19,13 +19,12 @@ pairs share one compiled program.
 
 The paper does not print learning rates, batch sizes, rounds, filters other than MNIST's, initial weights,
 triggers or alpha, but alpha = 3 for Figure 8 with the labels distributed as everywhere. Taken here
-(``SETTINGS``): that alpha (CIFAR-10: 1), PyTorch's initial weights, images in [0, 1] (an "input
-normalization step", "to limit the input ranges"; DBA's code has the same), 20 local steps of 0.1 on 32
-images per round, of the attackers, too, a trigger of 5 pixels near the corner (one for Fashion-MNIST).
-Client 0, the attacker, is one that owns the victim label; it trains on these images twice, as they are
-and with the trigger and the target label (CIFAR-10: as in DBA, any 5 images of a batch). The server's
-validation data are 2,000 training images that no client has; test accuracy is of the test set, attack
-success of its images of the victim label.
+(``SETTINGS``): that alpha (CIFAR-10: 1), PyTorch's initial weights, images normalized by the training
+set's mean and deviation, 20 local steps of 0.1 on 32 images per round, of the attackers, too, a trigger
+of 5 pixels near the corner (one for Fashion-MNIST). Client 0, the attacker, is one that owns the victim
+label; it trains on these images twice, as they are and with the trigger and the target label (CIFAR-10:
+as in DBA, any 5 images of a batch). The server's validation data are 2,000 training images that no
+client has; test accuracy is of the test set, attack success of its images of the victim label.
 
 Results go to ``--out``/<part>: one file per finished run, so that a killed script goes on after the last
 one, then ``rows``, ``table.md`` or ``sweep.png`` in folders of their own.
@@ -76,8 +75,8 @@ class Setting(NamedTuple):
     malicious: int = 1
     pixels: int = 5
     """size of the trigger"""
-    normalization: tuple[float, float] = (0.0, 1.0)
-    """(a, b): images are (pixels in [0, 1] - a) / b"""
+    normalization: tuple[float, float] | None = None
+    """(a, b): images are (pixels in [0, 1] - a) / b; None: the training set's mean and deviation"""
     distributed: bool = False
     """DBA: each attacker has a part of the trigger, and puts it on any 5 images of a batch"""
 
@@ -138,8 +137,7 @@ class Args:
     attackers_steps: int | None = None
     """The attackers' local steps per round, instead of the setting's."""
     normalization: tuple[float, float] | None = None
-    """A B: images are (pixels in [0, 1] - A) / B, instead of in [0, 1]; MNIST's mean and deviation are
-    0.1307 0.3081."""
+    """A B: images are (pixels in [0, 1] - A) / B, instead of by the training set's mean and deviation."""
     drop: float = 0.01
     """Loss of validation accuracy between two points that stops pruning and AW."""
     before_relu: bool = False
@@ -236,7 +234,8 @@ class Inputs:
         order = np.random.default_rng(0).permutation(len(train["y"]))
         few = order[:200], order[VALIDATION : VALIDATION + 1000]
         validation, own = few if args.smoke else (order[:VALIDATION], order[VALIDATION:])
-        shift, scale = setting.normalization
+        usual = float(train["x"].mean()), float(train["x"].std())
+        shift, scale = self.normalization = setting.normalization or usual
         self.white = (1 - shift) / scale
 
         def normalized(part: Any, rows: Any) -> Batch:
@@ -559,14 +558,15 @@ def settings_of(case: Case, seed: int, inputs: Inputs) -> dict[str, Any]:
 def describe(inputs: Inputs, first: dict[str, Any]) -> str:
     at, args = inputs.setting, inputs.args
     size = jax.eval_shape(inputs.task.init, jax.random.key(0)).size
+    shift, scale = inputs.normalization
     taking_part = "all" if first["selected"] is None else "some"
     return (
         f"{type(inputs.module).__name__} ({size:,} parameters) on {at.data} "
         f"({inputs.dataset.note or 'its published split'}); {first['clients']} clients, {taking_part} "
         f"of them in each round, {first['malicious']} malicious, alpha {at.alpha:g}; "
         f"{first['rounds']} rounds of {at.steps} steps ({at.attackers_steps} of attackers) of "
-        f"{at.learning_rate:g} on {at.batch_size} images, (pixels - {at.normalization[0]:g}) / "
-        f"{at.normalization[1]:g}, with momentum {at.momentum:g}; the accuracy of "
+        f"{at.learning_rate:g} on {at.batch_size} images, (pixels - {shift:.4g}) / {scale:.4g}, "
+        f"with momentum {at.momentum:g}; the accuracy of "
         f"2,000 validation images decides, falls of more than {args.drop:g} stop; fine-tuning for "
         f"{FINE_TUNING} rounds."
     )

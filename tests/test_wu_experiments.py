@@ -258,11 +258,14 @@ def test_a_smoke_run_takes_one_step_unless_told(tmp_path):
 
 @needs_mnist
 def test_images_and_triggers_are_normalized_alike(tmp_path):
-    for change, low, high in ((None, 0, 1), ((0.5, 0.25), -2, 2)):
+    for change, low, high in (((0, 1), 0, 1), ((0.5, 0.25), -2, 2)):
         inputs = Inputs(wu_pruning.MNIST, Args(normalization=change, out=tmp_path, smoke=True))
         for part in (inputs.pool, inputs.validation, inputs.test):
             assert (float(part["x"].min()), float(part["x"].max())) == (low, high)
         assert inputs.white == high
+    pool = Inputs(wu_pruning.MNIST, Args(out=tmp_path)).pool["x"]
+    assert float(pool.mean()) == pytest.approx(0, abs=0.01)
+    assert float(pool.std()) == pytest.approx(1, abs=0.01)
 
 
 def test_the_papers_setting():
