@@ -46,6 +46,8 @@ class Args:
     """Models of seeds 0, 1, ... of each pair."""
     pairs: tuple[str, ...] | None = None
     """Victim and target labels such as 9-0; default all 18."""
+    alpha: float | None = None
+    """The attackers' amplification in the models' training, if not the setting's."""
     data_dir: Path | None = None
     """Folder of the data sets; default FEDJAX_ROBUST_DATA, else where TFDS keeps its own."""
     out: Path = Path("results/wu_pruning")
@@ -103,7 +105,12 @@ def main(args: Args) -> None:
     if args.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {args.seeds}")
     of_runs = wu_pruning.Args(
-        part=args.part, pairs=args.pairs, data_dir=args.data_dir, out=args.out, smoke=args.smoke
+        part=args.part,
+        pairs=args.pairs,
+        alpha=args.alpha,
+        data_dir=args.data_dir,
+        out=args.out,
+        smoke=args.smoke,
     )
     setting_name = "mnist" if args.part == "pairs" else args.part
     setting = wu_pruning.SETTINGS[setting_name]

@@ -174,6 +174,8 @@ def test_pairs_share_a_program_and_every_part_writes_its_tables(tmp_path, monkey
     assert min(numbers) > 10 and len(numbers) == 3
     with pytest.raises(ValueError, match="no model of pair 9-1, seed 0"):
         wu_choices.main(wu_choices.Args(pairs=("9-1",), out=tmp_path, smoke=True))
+    with pytest.raises(ValueError, match="trained with the present settings"):
+        wu_choices.main(wu_choices.Args(pairs=("9-0",), alpha=6.0, out=tmp_path, smoke=True))
 
     def as_if(cases, *rest):
         return [{**case._asdict(), **case.shape._asdict(), "seed": 0, **result} for case in cases]
