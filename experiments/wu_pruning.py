@@ -634,7 +634,7 @@ def main(args: Args) -> None:
         ],
         "l2": lambda v, t: [
             Case(shape._replace(repaired=False), v, t, l2=l2)
-            for l2 in (0.0, 0.001, 0.003, 0.01, 0.03)[some]
+            for l2 in (0.0, 0.01, 0.03, 0.1, 0.3)[some]
         ],
         "adaptive": lambda v, t: [
             Case(shape, v, t, against=kind) for kind in ("nothing", "ranks", "pruning", "AW")

@@ -201,7 +201,7 @@ def test_pairs_share_a_program_and_every_part_writes_its_tables(tmp_path, monkey
     figures = {
         "labels": ("figure3", {"3 labels", "5 labels"}),
         "selected": ("figure7", {"5 of 50", "10 of 50"}),
-        "l2": ("figure8", {"lambda 0", "lambda 0.001"}),
+        "l2": ("figure8", {"lambda 0", "lambda 0.01"}),
     }
     for part, (name, lines) in figures.items():
         wu_pruning.main(Args(part=part, out=tmp_path, smoke=True))
