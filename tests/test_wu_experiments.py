@@ -174,7 +174,7 @@ def test_pairs_share_a_program_and_every_part_writes_its_tables(tmp_path, monkey
     assert min(numbers) > 10 and len(numbers) == 3
     with pytest.raises(ValueError, match="no model of pair 9-1, seed 0"):
         wu_choices.main(wu_choices.Args(pairs=("9-1",), out=tmp_path, smoke=True))
-    with pytest.raises(ValueError, match="alpha: 3.0 in the file, 6.0 now"):
+    with pytest.raises(ValueError, match=r"alpha: 3\.0 in the file, 6\.0 now"):
         wu_choices.main(wu_choices.Args(pairs=("9-0",), alpha=6.0, out=tmp_path, smoke=True))
 
     def as_if(cases, *rest):
