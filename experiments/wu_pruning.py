@@ -601,7 +601,7 @@ def main(args: Args) -> None:
         )
     if args.normalization is not None and not args.normalization[1] > 0:
         raise ValueError(
-            f"--normalization divides by its second number, got {args.normalization[1]}"
+            f"--normalization needs a second number > 0, the divisor, got {args.normalization[1]}"
         )
     if args.width is not None and args.part != "cifar10":
         raise ValueError("--width is of CIFAR-10's network, --part cifar10")

@@ -232,7 +232,7 @@ def test_attackers_own_the_victim_label(tmp_path):
 def test_mistakes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="1, 3, 5, 7 or 9, got 2"):
         wu_pruning.main(Args(pixels=2, out=tmp_path))
-    with pytest.raises(ValueError, match="--normalization divides by"):
+    with pytest.raises(ValueError, match="--normalization needs a second number > 0"):
         wu_pruning.main(Args(normalization=(0.5, 0.0), out=tmp_path))
     with pytest.raises(ValueError, match="--width is of"):
         wu_pruning.main(Args(width=(8, 8), out=tmp_path))
