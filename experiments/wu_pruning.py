@@ -87,7 +87,8 @@ SETTINGS = {
     "concise": MNIST._replace(model=functools.partial(models.MnistNet, features=(8, 16))),
     "fashion": Setting(
         "fashion_mnist",
-        functools.partial(models.ConvNet, blocks=((16,), (32, 64)), hidden=(128,)),
+        # (16,), (32, 64) would not see the last two rows and columns, where the trigger's pixel is.
+        functools.partial(models.ConvNet, blocks=((16, 32), (64,)), hidden=(128,)),
         "Conv_2",
         150,
         pixels=1,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_robust import metrics, report
+from fedjax_robust import attacks, metrics, report
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
@@ -268,6 +268,21 @@ def test_images_and_triggers_are_normalized_alike(tmp_path):
     pool = Inputs(wu_pruning.MNIST, Args(out=tmp_path)).pool["x"]
     assert float(pool.mean()) == pytest.approx(0, abs=0.01)
     assert float(pool.std()) == pytest.approx(1, abs=0.01)
+
+
+def test_every_network_sees_its_trigger():
+    """Without padding, a pool of an odd height drops pixels near the corner."""
+    for at in wu_pruning.SETTINGS.values():
+        side, channels = (32, 3) if at.distributed else (28, 1)
+        pixels = attacks.NINE_PIXELS
+        if at.distributed:
+            pixels = sum(attacks.DBA_CIFAR_PIXELS, ())
+        x = jax.random.normal(jax.random.key(0), (8, side, side, channels))
+        module = at.model(10)
+        params = module.init(jax.random.key(1), x)
+        slopes = jax.grad(lambda x, m=module, p=params: jnp.sum(m.apply(p, x) ** 2))(x)
+        seen = np.abs(np.asarray(slopes)).sum((0, 3)) > 0
+        assert all(seen[pixel] for pixel in pixels), at.data
 
 
 def test_the_papers_setting():
