@@ -600,10 +600,12 @@ def main(args: Args) -> None:
         raise ValueError(
             f"--part {args.part} has triggers of its own: leave --pixels out, got {args.pixels}"
         )
-    if args.normalization is not None and not args.normalization[1] > 0:
-        raise ValueError(
-            f"--normalization needs a second number > 0, the divisor, got {args.normalization[1]}"
-        )
+    if args.normalization is not None:
+        shift, scale = args.normalization
+        if not (np.isfinite(shift) and np.isfinite(scale) and scale > 0):
+            raise ValueError(
+                f"--normalization needs two finite numbers, the second > 0, got {shift} and {scale}"
+            )
     if args.width is not None and args.part != "cifar10":
         raise ValueError("--width is of CIFAR-10's network, --part cifar10")
     setting_name = args.part if args.part in SETTINGS else "mnist"

@@ -232,8 +232,9 @@ def test_attackers_own_the_victim_label(tmp_path):
 def test_mistakes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="1, 3, 5, 7 or 9, got 2"):
         wu_pruning.main(Args(pixels=2, out=tmp_path))
-    with pytest.raises(ValueError, match="--normalization needs a second number > 0"):
-        wu_pruning.main(Args(normalization=(0.5, 0.0), out=tmp_path))
+    for bad in ((0.5, 0.0), (np.nan, 1.0), (0.0, np.inf)):
+        with pytest.raises(ValueError, match="--normalization needs two finite numbers"):
+            wu_pruning.main(Args(normalization=bad, out=tmp_path))
     with pytest.raises(ValueError, match="--width is of"):
         wu_pruning.main(Args(width=(8, 8), out=tmp_path))
     for part in ("patterns", "cifar10"):
