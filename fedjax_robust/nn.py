@@ -109,11 +109,8 @@ def max_pool2x2(x: Array) -> Array:
             "max_pool2x2 needs an input (b, H, W, C) with H, W >= 2, got shape "
             f"{x.shape}: reshape it or leave the pooling out"
         )
-    height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
-    x = x[:, :height, :width]
-    top = jnp.maximum(x[:, ::2, ::2], x[:, ::2, 1::2])
-    bottom = jnp.maximum(x[:, 1::2, ::2], x[:, 1::2, 1::2])
-    return jnp.maximum(top, bottom)
+    a, b, c, d = _corners(x)
+    return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
 
 
 @max_pool2x2.defjvp
@@ -122,8 +119,16 @@ def _max_pool2x2_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Arr
     (x,), (t,) = primals, tangents
     y = max_pool2x2(x)
     is_max = _windows(x) == y[:, :, None, :, None]
-    count = is_max.sum((2, 4), dtype=x.dtype)
+    # Counted by slices: a sum over the windows of a mask is a scalar loop on a CPU.
+    count = sum((corner == y).astype(x.dtype) for corner in _corners(x))
     return y, jnp.where(is_max, _windows(t), 0).sum((2, 4)) / count
+
+
+def _corners(x: Array) -> tuple[Array, Array, Array, Array]:
+    """(b, H, W, C) -> the four pixels of each window, (b, H // 2, W // 2, C) each."""
+    height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    x = x[:, :height, :width]
+    return x[:, ::2, ::2], x[:, ::2, 1::2], x[:, 1::2, ::2], x[:, 1::2, 1::2]
 
 
 def _windows(x: Array) -> Array:
