@@ -91,7 +91,7 @@ SETTINGS = {
         # (16,), (32, 64) would not see the last two rows and columns, where the trigger's pixel is.
         functools.partial(models.ConvNet, blocks=((16, 32), (64,)), hidden=(128,)),
         "Conv_2",
-        150,
+        100,
         attackers_steps=200,
         pixels=1,
     ),
