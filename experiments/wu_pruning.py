@@ -21,11 +21,11 @@ The paper does not print learning rates, batch sizes, rounds, filters other than
 triggers or alpha, but alpha = 3 for Figure 8 with the labels distributed as everywhere. Taken here
 (``SETTINGS``): that alpha (CIFAR-10: 1), PyTorch's initial weights, images normalized by the training
 set's mean and deviation, 20 local steps of 0.1 on 32 images per round, of the attackers, too (200 with
-Fashion-MNIST, about one epoch: fewer do not learn its trigger), a trigger of 5 pixels near the corner
-(one for Fashion-MNIST). Client 0, the attacker, is one that owns the victim
-label; it trains on these images twice, as they are and with the trigger and the target label (CIFAR-10:
-as in DBA, any 5 images of a batch). The server's validation data are 2,000 training images that no
-client has; test accuracy is of the test set, attack success of its images of the victim label.
+Fashion-MNIST, about one epoch: with 20 its trigger was not learned), a trigger of 5 pixels near the
+corner (one for Fashion-MNIST). Client 0, the attacker, is one that owns the victim label; it trains on
+these images twice, as they are and with the trigger and the target label (CIFAR-10: as in DBA, any 5
+images of a batch). The server's validation data are 2,000 training images that no client has; test
+accuracy is of the test set, attack success of its images of the victim label.
 
 Results go to ``--out``/<part>: one file per finished run, so that a killed script goes on after the last
 one, then ``rows``, ``table.md`` or ``sweep.png`` in folders of their own.
@@ -596,6 +596,8 @@ def main(args: Args) -> None:
         number = getattr(args, name)
         if number is not None and number < 1:
             raise ValueError(f"--{name} must be at least 1, got {number}")
+    if args.alpha is not None and not np.isfinite(args.alpha):
+        raise ValueError(f"--alpha must be a finite number, got {args.alpha}")
     if args.pixels not in (None, 1, 3, 5, 7, 9):
         raise ValueError(f"--pixels must be 1, 3, 5, 7 or 9, got {args.pixels}")
     if args.pixels is not None and args.part in ("patterns", "cifar10"):

@@ -232,6 +232,8 @@ def test_attackers_own_the_victim_label(tmp_path):
 def test_mistakes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="1, 3, 5, 7 or 9, got 2"):
         wu_pruning.main(Args(pixels=2, out=tmp_path))
+    with pytest.raises(ValueError, match="--alpha must be a finite number, got nan"):
+        wu_pruning.main(Args(alpha=np.nan, out=tmp_path))
     for bad in ((0.5, 0.0), (np.nan, 1.0), (0.0, np.inf)):
         with pytest.raises(ValueError, match="--normalization needs two finite numbers"):
             wu_pruning.main(Args(normalization=bad, out=tmp_path))
