@@ -6,16 +6,18 @@
 The paper leaves open whether activations are taken before or after the ReLU, which p the majority vote
 has (30 to 70 % "perform well"), and, for the extreme weights of a pruned layer, whose mean and deviation
 count: those of the neurons that are left (as in the library), of the whole layer with its zeros, or of
-the layer before it was pruned, as where pruning is a mask over weights that are still there.
+the layer before it was pruned, as where pruning is a mask over weights that are still there. A server
+without validation data asks the clients for their accuracies instead (sections IV, IV-A); of each, 500
+images are used here, and their mean. An attacker may lie: it says 1 until its own accuracy falls, then 0.
 
-Results go to ``--out``/choices-<part>: ``pruning`` and ``extreme-weights``, averages over the pairs, and
-``runs.csv``, every model by itself.
+Results go to ``--out``/choices-<part>: ``pruning``, ``extreme-weights`` and ``validation``, averages over
+the pairs, and ``runs.csv``, every model by itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +36,8 @@ from fedjax_robust.types import FederatedData
 DELTA = 3.0
 """As in Table I, which prints 131 to 139 weights zeroed."""
 RATES = (0.3, 0.5, 0.7)
+OWN = 500
+"""Images on which a client measures the accuracy."""
 
 
 @dataclasses.dataclass
@@ -58,6 +62,13 @@ class Args:
     """For models of a smoke run."""
 
 
+def rows_of(names: Iterable[str], stacked: dict[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
+    """{name: result} of results stacked in the names' order."""
+    return {
+        name: {key: values[i] for key, values in stacked.items()} for i, name in enumerate(names)
+    }
+
+
 def program(
     inputs: wu_pruning.Inputs,
 ) -> Callable[..., dict[str, dict[str, dict[str, jax.Array]]]]:
@@ -75,29 +86,65 @@ def program(
         def measured(params: jax.Array, number: jax.Array) -> dict[str, jax.Array]:
             return wu_pruning.measure(task, params, test, triggered, now) | {"number": number}
 
-        pruning = {}
+        def pruned_by(order: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+            left, keep, info = repairs.prune(layer, params, order, validation)
+            return left, keep, measured(left, info["pruned"])
+
+        # Maps, not loops: what they call is compiled once.
+        orders = {}
         for relu, when in ((True, "after"), (False, "before")):
             active = repairs.client_activations(layer, params, data, relu=relu)
-            orders = {"ranking vote": repairs.ranking_vote(repairs.ranks(active))}
+            ranks = repairs.ranks(active)
+            orders[f"ranking vote, {when} the ReLU"] = repairs.ranking_vote(ranks)
             for rate in RATES:
                 votes = repairs.votes(active, rate)
-                orders[f"majority vote, {rate:.0%}"] = repairs.majority_vote(votes)
-            for vote, order in orders.items():
-                left, keep, info = repairs.prune(layer, params, order, validation)
-                pruning[f"{vote}, {when} the ReLU"] = measured(left, info["pruned"])
-                if vote == "ranking vote" and relu:
-                    pruned, kept = left, keep
+                orders[f"majority vote, {rate:.0%}, {when} the ReLU"] = repairs.majority_vote(votes)
+        left, keep, by_order = jax.lax.map(pruned_by, jnp.stack([*orders.values()]))
+        first, pruned, kept = orders["ranking vote, after the ReLU"], left[0], keep[0]
 
         neurons, of_neurons = repairs.without_extreme_weights(layer, pruned, DELTA, kept)
         zeros, of_zeros = repairs.without_extreme_weights(layer, pruned, DELTA)
         whole, _ = repairs.without_extreme_weights(layer, params, DELTA)
         before = repairs.with_neurons(layer, whole, kept)
-        weights = {
-            "of the neurons left": measured(neurons, of_neurons),
-            "of the layer with its zeros": measured(zeros, of_zeros),
-            "of the layer before pruning": measured(before, jnp.sum(before != pruned)),
+        whose = ("neurons left", "layer with its zeros", "layer before pruning")
+        by_deviation = jax.lax.map(
+            lambda one: measured(*one),
+            (
+                jnp.stack([neurons, zeros, before]),
+                jnp.stack([of_neurons, of_zeros, jnp.sum(before != pruned)]),
+            ),
+        )
+
+        few = FederatedData(pool, now.index[:, :OWN], jnp.minimum(now.count, OWN))
+        attacker = FederatedData(pool, few.index[:1], few.count[:1])
+        chunk = wu_pruning.chunk_size()
+        at_first = repairs.clients_accuracy(task, attacker, chunk=chunk)(params)
+
+        def stopped_by_clients(one_lies: jax.Array) -> list[dict[str, jax.Array]]:
+            def said(shares: jax.Array) -> jax.Array:
+                lie = jnp.where(shares[0] < at_first, 0.0, 1.0)
+                return shares.at[0].set(jnp.where(one_lies, lie, shares[0]))
+
+            of = repairs.clients_accuracy(task, few, said, chunk=chunk)
+            left, keep, info = repairs.prune(layer, params, first, of)
+            adjusted, more = repairs.adjust_extreme_weights(layer, left, of, keep=keep)
+            return [measured(left, info["pruned"]), measured(adjusted, more["zeroed"])]
+
+        adjusted, info = repairs.adjust_extreme_weights(layer, pruned, validation, keep=kept)
+        of_clients = jax.lax.map(stopped_by_clients, jnp.array([False, True]))
+        pruning = rows_of(orders, by_order)
+        stops = {
+            "the server's, pruned": pruning["ranking vote, after the ReLU"],
+            "the server's, pruned + AW": measured(adjusted, info["zeroed"]),
         }
-        return {"pruning": pruning, "extreme-weights": weights}
+        for stage, results in zip(("pruned", "pruned + AW"), of_clients, strict=True):
+            names = f"the clients', {stage}", f"the clients', one lies, {stage}"
+            stops |= rows_of(names, results)
+        return {
+            "pruning": pruning,
+            "extreme-weights": rows_of([f"of the {which}" for which in whose], by_deviation),
+            "validation": stops,
+        }
 
     return jax.jit(tried)
 
@@ -152,6 +199,7 @@ def main(args: Args) -> None:
     for name, index, what in (
         ("pruning", "order", "what decides the order of pruning"),
         ("extreme-weights", "mean and deviation", "Delta = 3 after ranking vote"),
+        ("validation", "accuracy", "whose accuracy stops ranking vote and AW"),
     ):
         mine = [row for row in rows if row["table"] == name]
         text = report.write_table(

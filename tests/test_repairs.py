@@ -310,6 +310,8 @@ def test_validation_by_the_server_and_by_the_clients(problem):
     assert repairs.clients_accuracy(task, data)(params) == pytest.approx(expected, abs=1e-6)
     lies = repairs.clients_accuracy(task, data, lambda shares: shares.at[0].set(1.0))
     assert lies(params) == pytest.approx(expected + (1 - shares[0]) / 4, abs=1e-6)
+    small = repairs.clients_accuracy(task, data, chunk=3)
+    assert small(params) == pytest.approx(expected, abs=1e-6)
 
 
 def test_objectives_have_the_gradients_they_should(problem):

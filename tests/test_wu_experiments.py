@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_robust import attacks, metrics, report
+from fedjax_robust import attacks, metrics, repairs, report
+from fedjax_robust.types import FederatedData
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
@@ -148,12 +149,15 @@ def test_pairs_share_a_program_and_every_part_writes_its_tables(tmp_path, monkey
 
     # The choices that were made in the run itself give its numbers.
     monkeypatch.setattr(wu_choices, "DELTA", 1.5)  # two rounds leave no weight beyond 3 sigma
+    monkeypatch.setattr(wu_choices, "OWN", 31)  # 3.1 of 310 is a fall of 0.01
     wu_choices.main(wu_choices.Args(pairs=("9-0",), out=tmp_path, smoke=True))
     tried = {row["choice"]: row for row in report.read_rows(tmp_path / "choices-pairs-smoke/runs")}
-    assert len(tried) == 11
+    assert len(tried) == 17
     for choice, stage in (
         ("ranking vote, after the ReLU", "RV"),
         ("majority vote, 50%, after the ReLU", "MV"),
+        ("the server's, pruned", "RV"),
+        ("the server's, pruned + AW", "RV + AW"),
     ):
         for name in ("test", "attack", "number"):
             assert float(tried[choice][name]) == pytest.approx(result[stage][name]), (choice, name)
@@ -172,6 +176,35 @@ def test_pairs_share_a_program_and_every_part_writes_its_tables(tmp_path, monkey
         assert float(tried[f"of the {choice}"]["number"]) == pytest.approx(expected, abs=2)
         numbers.add(int(expected))
     assert min(numbers) > 10 and len(numbers) == 3
+    # Clients' accuracies on their first 31 images, neuron by neuron; client 0 says 1, then 0.
+    trained = jnp.asarray(models["trained"])
+    now = inputs.numbers(case, 0, None)
+    data = FederatedData(inputs.pool, now.index, now.count)
+    order = repairs.ranking_vote(
+        repairs.ranks(repairs.client_activations(inputs.layer, trained, data))
+    )
+    rows = [np.asarray(now.index[i, : min(int(now.count[i]), 31)]) for i in range(10)]
+    x, y = (inputs.pool[name][np.concatenate(rows)] for name in ("x", "y"))
+
+    @jax.jit
+    def right_without(number):
+        keep = jnp.ones(50, bool).at[order].set(jnp.arange(50) >= number)
+        params = repairs.with_neurons(inputs.layer, trained, keep)
+        return metrics.predict(inputs.task, params, x) == y
+
+    ends = np.cumsum([len(own) for own in rows])[:-1]
+    shares = [
+        [part.mean() for part in np.split(np.asarray(right_without(number)), ends)]
+        for number in range(50)
+    ]
+    said = np.array(shares)
+    lied = said.copy()
+    lied[:, 0] = np.where(said[:, 0] < said[0, 0], 0, 1)
+    for whose, values in (("the clients'", said), ("the clients', one lies", lied)):
+        falls = values.mean(1)[:-1] - values.mean(1)[1:]
+        assert np.min(np.abs(falls - 0.01)) > 1e-6
+        expected = np.argmax(falls > 0.01)
+        assert float(tried[f"{whose}, pruned"]["number"]) == expected, whose
     with pytest.raises(ValueError, match="no model of pair 9-1, seed 0"):
         wu_choices.main(wu_choices.Args(pairs=("9-1",), out=tmp_path, smoke=True))
     with pytest.raises(ValueError, match=r"alpha: 3\.0 in the file, 6\.0 now"):
