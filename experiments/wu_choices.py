@@ -7,8 +7,8 @@ The paper leaves open whether activations are taken before or after the ReLU, wh
 has (30 to 70 % "perform well"), and, for the extreme weights of a pruned layer, whose mean and deviation
 count: those of the neurons that are left (as in the library), of the whole layer with its zeros, or of
 the layer before it was pruned, as where pruning is a mask over weights that are still there. A server
-without validation data asks the clients for their accuracies instead (sections IV, IV-A); of each, 500
-images are used here, and their mean. An attacker may lie: it says 1 until its own accuracy falls, then 0.
+without validation data asks the clients for their accuracies instead (sections IV, IV-A): here it takes
+their mean, each of 500 of a client's images. An attacker may lie: 1 until its own accuracy falls, then 0.
 
 Results go to ``--out``/choices-<part>: ``pruning``, ``extreme-weights`` and ``validation``, averages over
 the pairs, and ``runs.csv``, every model by itself.
