@@ -1,0 +1,119 @@
+"""How a function of one round becomes a rule: four lifts, which do what every rule must.
+
+Each takes a function of ``Received`` whose absent rows (weight 0, NaN or Inf) are zero and have weight 0,
+so that ``received.weights > 0`` says who is present, and which returns a value and what to report::
+
+    def signs() -> Aggregator:
+        return stateless(lambda r: (weighted_mean(jnp.sign(r.updates), r.weights), {}))
+
+    def longest_dropped(*, base: Aggregator = mean()) -> Aggregator:
+        def select(r: Received) -> tuple[Array, Info]:
+            lengths = safe_norm(r.updates)
+            return lengths < jnp.max(lengths), {"lengths": lengths}
+
+        return selecting(select, base)
+
+A rule with a memory is an ``Aggregator(init, aggregate)`` of its own that begins with ``cleaned`` and keeps
+its memory by ``received.ids``, never by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from fedjax_robust import checks
+from fedjax_robust.aggregators.basic import mean
+from fedjax_robust.robust_stats import drop_non_finite, weighted_mean
+from fedjax_robust.types import Aggregator, Array, Info, Received, State
+
+MEAN = mean()
+"""The default inner rule of every wrapper."""
+
+
+def no_state(num_clients: int, params: Array) -> State:
+    """The ``init`` of a rule without a memory: N, params (d,) -> ()."""
+    return ()
+
+
+def cleaned(received: Received) -> Received:
+    """Rows with a NaN or Inf become absent, absent rows become zero and get weight 0."""
+    updates, weights = drop_non_finite(received.updates, received.weights)
+    return received._replace(updates=updates, weights=weights)
+
+
+def stateless(rule: Callable[[Received], tuple[Array, Info]]) -> Aggregator:
+    """A rule without a memory.
+
+    Args:
+      rule: received -> the aggregate (d,) and what to report.
+    """
+
+    def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
+        result, info = rule(cleaned(received))
+        checks.returned("a stateless rule", result, received.params.shape)
+        return result, state, info
+
+    return Aggregator(no_state, aggregate)
+
+
+def selecting(
+    select: Callable[[Received], tuple[Array, Info]], base: Aggregator = MEAN
+) -> Aggregator:
+    """A rule on the rows that a function keeps; it reports ``selected`` (n,) bool.
+
+    Args:
+      select: received -> rows to keep (n,) bool, and what to report.
+      base: the rule for the rows that stay.
+    """
+    checks.part("selecting", Aggregator, base=base)
+
+    def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
+        received = cleaned(received)
+        keep, report = select(received)
+        checks.returned("select", keep, received.weights.shape, floating=False)
+        selected = keep.astype(bool) & (received.weights > 0)
+        rest = received._replace(weights=jnp.where(selected, received.weights, 0))
+        result, state, info = base.aggregate(rest, state)
+        return result, state, info | report | {"selected": selected}
+
+    return Aggregator(base.init, aggregate)
+
+
+def weighing(weigh: Callable[[Received], tuple[Array, Info]]) -> Aggregator:
+    """The mean of the rows weighted by what a function trusts them; it reports ``trust`` (n,) and
+    ``selected`` (n,) bool, the rows of positive trust. If nobody has any, the aggregate is zero.
+
+    Args:
+      weigh: received -> trust (n,) >= 0, absent rows counting as 0, and what to report.
+    """
+
+    def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
+        received = cleaned(received)
+        trust, report = weigh(received)
+        checks.returned("weigh", trust, received.weights.shape)
+        trust = jnp.where(received.weights > 0, trust, 0)
+        result = weighted_mean(received.updates, trust)
+        return result, state, report | {"trust": trust, "selected": trust > 0}
+
+    return Aggregator(no_state, aggregate)
+
+
+def wrapping(
+    change: Callable[[Received], tuple[Received, Info]], base: Aggregator = MEAN
+) -> Aggregator:
+    """Another rule on changed rows: clipped, mixed, or fewer of them.
+
+    Args:
+      change: received -> what the inner rule receives, and what to report.
+      base: the inner rule. Its own report wins where names clash.
+    """
+    checks.part("wrapping", Aggregator, base=base)
+
+    def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
+        changed, report = change(cleaned(received))
+        result, state, info = base.aggregate(changed, state)
+        return result, state, report | info
+
+    return Aggregator(base.init, aggregate)
