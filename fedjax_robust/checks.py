@@ -188,6 +188,86 @@ def array(what: str, name: str, value: Any) -> Array:
     return result
 
 
+def shaped(
+    what: str,
+    name: str,
+    value: Any,
+    shape: tuple[int | None, ...],
+    kind: str = "number",
+    meaning: str = "",
+) -> Array:
+    """An array of a given shape and kind.
+
+    Args:
+      what: who asks.
+      name: of the argument.
+      value: the array.
+      shape: what it must be; None for an axis of any length >= 1.
+      kind: "number" (floats or integers), "float", "integer" or "bool".
+      meaning: the shape in words, such as "(N, C)".
+
+    Raises:
+      ValueError: for another shape.
+      TypeError: for another kind.
+    """
+    result = array(what, name, value)
+    rank = len(shape) == result.ndim
+    if not rank or any(
+        got < 1 if want is None else got != want
+        for want, got in zip(shape, result.shape, strict=True)
+    ):
+        wanted = meaning or "(" + ", ".join("any" if s is None else str(s) for s in shape) + ")"
+        known = "" if not meaning or None in shape else f" = {shape}"
+        raise ValueError(f"{what} needs {name} of shape {wanted}{known}, got shape {result.shape}")
+    kinds = {
+        "number": (jnp.floating, jnp.integer),
+        "float": (jnp.floating,),
+        "integer": (jnp.integer,),
+        "bool": (jnp.bool_,),
+    }[kind]
+    if not any(jnp.issubdtype(result.dtype, allowed) for allowed in kinds):
+        plural = "bool" if kind == "bool" else f"{kind}s"
+        raise TypeError(f"{what} needs {name} of {plural}, got {result.dtype}")
+    return result
+
+
+def partition(
+    what: str, examples_by_name: Any, index: Any, count: Any, names: Sequence[str] = ("x", "y")
+) -> None:
+    """The fields of a ``FederatedData``: a pool, index (..., N, m) and count (..., N) of its rows.
+
+    Raises:
+      ValueError: for other shapes; where they are not traced, for counts beyond m, or valid entries
+        that are no rows of the pool.
+      TypeError: if they are not integers.
+    """
+    pool = examples(what, examples_by_name, names)
+    index, count = array(what, "data.index", index), array(what, "data.count", count)
+    if index.ndim < 2 or index.shape[:-1] != count.shape or index.shape[-2] < 1:
+        raise ValueError(
+            f"{what} needs data.index (N, m) and data.count (N,) of N >= 1 clients, got shapes "
+            f"{index.shape} and {count.shape}"
+        )
+    for name, values in (("data.index", index), ("data.count", count)):
+        if not jnp.issubdtype(values.dtype, jnp.integer):
+            raise TypeError(f"{what} needs {name} of integers, got {values.dtype}")
+    if not (is_known(index) and is_known(count)):
+        return
+    rows, counts = np.asarray(index), np.asarray(count)
+    if counts.min() < 0 or counts.max() > rows.shape[-1]:
+        raise ValueError(
+            f"{what} needs data.count in [0, {rows.shape[-1]}], the width of data.index, got counts "
+            f"from {counts.min()} to {counts.max()}"
+        )
+    size = next(iter(pool.values())).shape[0]
+    own = rows[np.arange(rows.shape[-1]) < counts[..., None]]
+    if own.size and (own.min() < 0 or own.max() >= size):
+        raise ValueError(
+            f"{what} needs data.index of rows in [0, {size}), the size of the pool, got rows from "
+            f"{own.min()} to {own.max()}"
+        )
+
+
 def examples(what: str, batch: Any, names: Sequence[str] = ("x", "y")) -> dict[str, Array]:
     """A batch or pool: arrays by name, of one length E >= 1.
 
@@ -320,6 +400,13 @@ def function(what: str, *, optional: bool = False, **values: Any) -> None:
     for name, value in values.items():
         if not (callable(value) or (value is None and optional)):
             raise TypeError(f"{what} needs {name} to be a function, got {_shown(value)}")
+
+
+def boolean(what: str, **values: Any) -> None:
+    """True or False; NumPy's are, too."""
+    for name, value in values.items():
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{what} needs {name} to be True or False, got {_shown(value)}")
 
 
 def returned(what: str, value: Any, shape: tuple[int, ...], *, floating: bool = True) -> None:
