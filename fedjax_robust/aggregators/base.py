@@ -13,8 +13,8 @@ so that ``received.weights > 0`` says who is present, and which returns a value 
 
         return selecting(select, base)
 
-A rule with a memory is an ``Aggregator(init, aggregate)`` of its own that begins with ``cleaned`` and keeps
-its memory by ``received.ids``, never by row.
+A rule with a memory is an ``Aggregator(init, aggregate)`` of its own that begins with ``cleaned`` and
+keeps its memory by ``received.ids``, never by row.
 """
 
 from __future__ import annotations
