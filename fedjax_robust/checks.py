@@ -176,7 +176,8 @@ def matrix(what: str, updates: Any, weights: Any = None) -> tuple[Array, Array]:
 def array(what: str, name: str, value: Any) -> Array:
     """An array of real numbers or booleans; TypeError, in words, for anything else."""
     try:
-        result = jnp.asarray(value)
+        with jax.ensure_compile_time_eval():  # what is known stays so while a program is traced
+            result = jnp.asarray(value)
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"{what} needs {name} to be an array of numbers, got {_shown(value)}"
@@ -346,7 +347,7 @@ def labels(what: str, y: Any, *, num_classes: int | None = None, x: Any = None) 
             f"{y.shape}"
         )
     if is_known(y) and y.size:
-        least, most = int(jnp.min(y)), int(jnp.max(y))
+        least, most = int(np.min(y)), int(np.max(y))
         if least < 0 or (num_classes is not None and most >= num_classes):
             allowed = ">= 0" if num_classes is None else f"in 0 .. {num_classes - 1}"
             raise ValueError(
@@ -400,6 +401,25 @@ def function(what: str, *, optional: bool = False, **values: Any) -> None:
     for name, value in values.items():
         if not (callable(value) or (value is None and optional)):
             raise TypeError(f"{what} needs {name} to be a function, got {_shown(value)}")
+
+
+def classes(what: str, task: Any, x: Any) -> int:
+    """The number of classes that a ``Task`` tells apart, from the shapes of inputs x (b, ...).
+
+    Raises:
+      ValueError: if its model does not take such inputs.
+      TypeError: if it has no logits.
+    """
+    function(what, **{"task.init": task.init, "task.logits": task.logits})
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    sample = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+    try:
+        return int(jax.eval_shape(task.logits, params, sample).shape[-1])
+    except Exception as error:
+        raise ValueError(
+            f"{what} needs inputs that the task's model takes, got x of shape {x.shape} and dtype "
+            f"{x.dtype}: {error}"
+        ) from error
 
 
 def boolean(what: str, **values: Any) -> None:

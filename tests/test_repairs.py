@@ -77,7 +77,7 @@ def test_a_neurons_activation_is_the_sum_over_space_averaged_over_images(problem
             own = np.asarray(data.index[client, : data.count[client]])
             expected = values[own].sum(0) / max(len(own), 1)  # a client without images: zeros
             np.testing.assert_allclose(got[client], expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="chunk >= 1, got 0"):
+    with pytest.raises(ValueError, match="chunk >= 1, got chunk=0"):
         repairs.client_activations(layer, params, data, chunk=0)
 
 
@@ -120,7 +120,7 @@ def test_majority_vote_by_hand():
     # kept by 2, 1, 0 and 3 clients
     np.testing.assert_array_equal(repairs.majority_vote(masks), [2, 1, 0, 3])
     np.testing.assert_array_equal(repairs.votes(values, 0.3).sum(1), [3, 3, 3])  # floor(1.2) = 1
-    with pytest.raises(ValueError, match="rate in \\(0, 1\\), got 1"):
+    with pytest.raises(ValueError, match="rate in \\(0, 1\\), got rate=1"):
         repairs.votes(values, 1)
 
 
@@ -204,7 +204,7 @@ def test_pruning_stops_before_the_accuracy_falls(problem, accuracies, pruned):
     np.testing.assert_array_equal(got, repairs.with_neurons(layer, params, keep))
     with pytest.raises(ValueError, match="drop > 0"):
         repairs.prune(layer, params, order, validation, drop=0)
-    with pytest.raises(ValueError, match="a floor that is a number"):
+    with pytest.raises(ValueError, match="needs floor a number"):
         repairs.prune(layer, params, order, validation, floor=np.nan)
 
 
@@ -356,9 +356,9 @@ def test_fine_tuning_keeps_the_mask(problem):
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda layer, p: repairs.without_extreme_weights(layer, p, 0), "delta > 0, got 0"),
-        (lambda layer, p: repairs.l2_penalty(layer, -1), "strength > 0, got -1"),
-        (lambda layer, p: repairs.self_clipping(layer, 0.0), "delta > 0, got 0.0"),
+        (lambda layer, p: repairs.without_extreme_weights(layer, p, 0), "delta > 0, got delta=0"),
+        (lambda layer, p: repairs.l2_penalty(layer, -1), "strength > 0, got strength=-1"),
+        (lambda layer, p: repairs.self_clipping(layer, 0.0), "delta > 0, got delta=0.0"),
     ],
 )
 def test_bad_arguments(problem, make, text):
