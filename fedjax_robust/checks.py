@@ -347,7 +347,7 @@ def labels(what: str, y: Any, *, num_classes: int | None = None, x: Any = None) 
             f"{y.shape}"
         )
     if is_known(y) and y.size:
-        least, most = int(np.min(y)), int(np.max(y))
+        least, most = int(np.asarray(y).min()), int(np.asarray(y).max())
         if least < 0 or (num_classes is not None and most >= num_classes):
             allowed = ">= 0" if num_classes is None else f"in 0 .. {num_classes - 1}"
             raise ValueError(

@@ -34,8 +34,8 @@ def same_for_equal_arguments(factory: Factory) -> Factory:
             bound.apply_defaults()
             key = _Arguments(bound)
         except TypeError:  # not hashable, or a call that the factory refuses in its own words
-            return factory(*args, **kwargs)
-        return made(key)
+            key = None
+        return factory(*args, **kwargs) if key is None else made(key)
 
     make.cache_clear = made.cache_clear  # type: ignore[attr-defined]
     return make  # type: ignore[return-value]

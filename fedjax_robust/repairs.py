@@ -281,7 +281,7 @@ def majority_vote(votes: Array) -> Array:
     if checks.is_known(votes) and not np.all(np.isin(votes, (0, 1))):
         raise ValueError(
             "majority_vote needs votes of 0 and 1, as repairs.votes makes them, got values from "
-            f"{np.min(votes):g} to {np.max(votes):g}"
+            f"{np.asarray(votes).min():g} to {np.asarray(votes).max():g}"
         )
     return jnp.argsort(jnp.sum(votes.astype(jnp.int32), axis=0), stable=True)
 
@@ -306,7 +306,8 @@ def _rankings(what: str, ranks: Array) -> Array:
     if checks.is_known(ranks) and not np.all(np.sort(ranks, axis=1) == wanted):
         raise ValueError(
             f"{what} needs ranks that are 1, ..., {ranks.shape[1]} in some order for each client, as "
-            f"repairs.ranks makes them, got values from {np.min(ranks):g} to {np.max(ranks):g}"
+            f"repairs.ranks makes them, got values from {np.asarray(ranks).min():g} to "
+            f"{np.asarray(ranks).max():g}"
         )
     return ranks
 

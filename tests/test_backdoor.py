@@ -97,7 +97,7 @@ def test_triggers_refuse():
         with pytest.raises(ValueError, match=r"up to \(26, 26\) do not lie in"):
             trigger(jnp.zeros(shape))
     trigger(jnp.zeros((1, 27, 27, 1)))
-    with pytest.raises(ValueError, match="every >= 1, got 0"):
+    with pytest.raises(ValueError, match="every >= 1, got every=0"):
         feature_trigger(0)
     for shape in ((1, 19), (561,)):
         with pytest.raises(ValueError, match="F >= 20"):
@@ -199,12 +199,12 @@ def test_clients_own_what_the_reference_says(malicious):
 def test_copies_refuse():
     data = from_owner(POOL, np.array([2, 0, 2, 1, 0, 2]), 3)
     for c in (-1, 4):
-        with pytest.raises(ValueError, match=f"num_malicious={c}, clients=3"):
+        with pytest.raises(ValueError, match=f"num_malicious={c}"):
             add_backdoored_copies(data, c, second_to_minus_one, 0)
     for target in (-1, 3):
-        with pytest.raises(ValueError, match=rf"target in \[0, 2\].*got {target}"):
+        with pytest.raises(ValueError, match=rf"target (in \[0, 2\]|>= 0).*got .*{target}"):
             add_backdoored_copies(data, 1, second_to_minus_one, target)
-    with pytest.raises(ValueError, match=r"keeps the shape \(2, 2\), got \(2, 1\)"):
+    with pytest.raises(ValueError, match=r"must return shape \(2, 2\), got \(2, 1\)"):
         add_backdoored_copies(data, 1, lambda x: x[:, :1], 0)
 
 

@@ -149,7 +149,7 @@ def test_models_are_trained_only_when_an_attacker_is_there():
 )
 def test_factors_are_positive(make):
     for bad in (0, -1.0, math.nan):
-        with pytest.raises(ValueError, match="> 0, got"):
+        with pytest.raises(ValueError, match="> 0( and finite)?, got"):
             make(bad)
 
 
@@ -208,12 +208,12 @@ def test_anomaly_terms_are_safe(name):
 
 
 def test_anomaly_terms_refuse():
-    with pytest.raises(ValueError, match="p >= 1, got"):
+    with pytest.raises(ValueError, match=r"p in \[1, inf\], got p=0.5"):
         attacks.p_distance(0.5)
     for alpha in (-0.1, 1.1, math.nan):
-        with pytest.raises(ValueError, match="0 <= alpha <= 1"):
+        with pytest.raises(ValueError, match=r"alpha in \[0, 1\]"):
             attacks.constrain(alpha, attacks.p_distance())
-    with pytest.raises(ValueError, match="epsilon > 0, got 0"):
+    with pytest.raises(ValueError, match="epsilon > 0, got epsilon=0"):
         attacks.converged(POINT, {}, 0)
 
 

@@ -116,8 +116,13 @@ def test_victims_are_there_with_and_without_the_trigger():
     no_mask = {name: batch[name] for name in ("x", "y")}
     both = attacks.add_triggered_victims(add_ten, 3, 1)(jax.random.key(0), no_mask)
     np.testing.assert_array_equal(both["mask"], [1] * B + [1, 1, 0, 0, 1, 0, 1, 0, 1])
-    for victim, target in ((3, 3), (-1, 0), (0, -1)):
-        with pytest.raises(ValueError, match=f"victim={victim}, target={target}"):
+    for victim, target, named in (
+        (3, 3, "victim=3, target=3"),
+        (np.int64(3), jnp.int32(3), "victim=3, target=3"),
+        (-1, 0, "victim=-1"),
+        (0, -1, "target=-1"),
+    ):
+        with pytest.raises(ValueError, match=named):
             attacks.add_triggered_victims(add_ten, victim, target)
 
 
@@ -127,16 +132,19 @@ def test_poisons_refuse():
         lambda **k: attacks.replace_by_triggered(add_ten, 0, **k),
         lambda **k: attacks.distributed([add_ten], 0, **k),
     ):
-        for bad in ({"c": 0}, {"c": 1, "skip": -1}):
-            with pytest.raises(ValueError, match="c >= 1 and skip >= 0"):
+        for bad, text in (({"c": 0}, "c >= 1, got c=0"), ({"c": 1, "skip": -1}, "skip >= 0")):
+            with pytest.raises(ValueError, match=text):
                 make(**bad)
     with pytest.raises(ValueError, match="noise >= 0"):
         attacks.replace_by(SET, 1, noise=-1.0)
     for bad in ({"x": SET["x"][:0], "y": SET["y"][:0]}, {"x": SET["x"], "y": SET["y"][:2]}):
-        with pytest.raises(ValueError, match="as many labels"):
+        with pytest.raises(ValueError, match="common number of examples, at least 1"):
             attacks.replace_by(bad, 1)
-    for triggers, target in (([], 0), ([add_ten], -1)):
-        with pytest.raises(ValueError, match="target >= 0 and triggers"):
+    for triggers, target, text in (
+        ([], 0, "at least one of triggers"),
+        ([add_ten], -1, "target >= 0"),
+    ):
+        with pytest.raises(ValueError, match=text):
             attacks.distributed(triggers, target, 1)
 
 
@@ -229,8 +237,13 @@ def test_semantic_backdoor_refuses():
     for rows in ([], [6, 0], [-1, 0], [1, 1]):
         with pytest.raises(ValueError, match=r"different rows in \[0, 6\)"):
             attacks.semantic_backdoor(POOL, rows, 0, 0)
-    for held_out, target in ((2, 0), (-1, 0), (0, 3)):
-        with pytest.raises(ValueError, match=f"held_out={held_out}, target={target}"):
+    for held_out, target, named in (
+        (2, 0, "held_out=2, target=0"),
+        (-1, 0, "held_out=-1"),
+        (0, 3, "held_out=0, target=3"),
+        (0, -1, "target=-1"),
+    ):
+        with pytest.raises(ValueError, match=named):
             attacks.semantic_backdoor(POOL, [1, 2], held_out, target)
 
 

@@ -36,8 +36,11 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from fedjax_robust import checks
+from fedjax_robust.attacks.poison import as_label, labels_of
 from fedjax_robust.clients import Poison
-from fedjax_robust.types import Array, Batch, Key, Task, is_number
+from fedjax_robust.memo import same_for_equal_arguments
+from fedjax_robust.types import Array, Batch, Key, Task
 
 TrainingLoss = Callable[[Array, Array], Array]
 """w (d,), points x (k, ...) -> scalar."""
@@ -73,9 +76,12 @@ def unrolled_gradient(
       objective(w_T) and its gradient (k, ...).
 
     Raises:
-      ValueError: for a learning rate or steps out of range.
+      ValueError: for a learning rate or steps out of range, or if a function returns no scalar.
+      TypeError: if an argument is of another type.
     """
-    _check_training("unrolled_gradient", learning_rate, steps)
+    training_loss, objective, start, x = _checked_training(
+        "unrolled_gradient", training_loss, objective, start, x, learning_rate, steps
+    )
 
     @jax.checkpoint
     def train(w: Array, x: Array) -> Array:
@@ -142,13 +148,15 @@ def reversed_gradient(
       objective(w_T) and the gradient (k, ...).
 
     Raises:
-      ValueError: for a learning rate, steps or inversions out of range.
+      ValueError: for a learning rate, steps or inversions out of range, or if a function returns no
+        scalar.
+      TypeError: if an argument is of another type.
     """
-    _check_training("reversed_gradient", learning_rate, steps)
-    if inversions < 1:
-        raise ValueError(
-            f"reversed_gradient needs inversions >= 1, got {inversions}; 1 is the original's"
-        )
+    what = "reversed_gradient"
+    checks.count(what, 1, inversions=inversions, remedy="1 is the original's")
+    training_loss, objective, start, x = _checked_training(
+        what, training_loss, objective, start, x, learning_rate, steps
+    )
     slope = jax.grad(training_loss)
     slopes = jax.grad(training_loss, argnums=(0, 1))  # by w and by x
     last = jax.lax.fori_loop(0, steps, lambda _, w: w - learning_rate * slope(w, x), start)
@@ -164,22 +172,32 @@ def reversed_gradient(
     return value, dx
 
 
+@same_for_equal_arguments
 def other_label(num_classes: int) -> Poison:
     """Every label becomes another one, drawn uniformly.
 
     Args:
-      num_classes: L >= 2.
+      num_classes: L >= 2, all classes of the task.
 
     Raises:
-      ValueError: if L < 2.
+      ValueError: if L < 2; on use, for labels that are not 0, ..., L - 1, as ``label_flip``, or of a
+        type that cannot hold L - 1.
+      TypeError: if L is no number.
     """
-    if num_classes < 2:
-        raise ValueError(f"other_label needs num_classes >= 2, got {num_classes}")
+    checks.static_count("other_label", 2, num_classes=num_classes)
+    num_classes = int(num_classes)
 
     def poison(key: Key, batch: Batch) -> Batch:
-        y = batch["y"]
+        y = labels_of("other_label", batch, num_classes)
+        if num_classes - 1 > jnp.iinfo(y.dtype).max:
+            raise ValueError(
+                f"other_label needs labels of a type that holds {num_classes - 1}, got {y.dtype}; "
+                "convert them with .astype(numpy.int32)"
+            )
         shift = jax.random.randint(key, y.shape, 1, num_classes, y.dtype)
-        return {**batch, "y": (y + shift) % num_classes}
+        # In 8 bits the sum would overflow.
+        new = (y.astype(jnp.int32) + shift.astype(jnp.int32)) % num_classes
+        return {**batch, "y": as_label(new, y, num_classes)}
 
     return poison
 
@@ -226,7 +244,7 @@ def back_gradient_points(
       flip: poison that makes the labels wrong; default ``other_label``, uniform over the other
         classes. For two classes that is the original's.
       start: (d,) where training starts; default ``task.init`` of the key. The original's is zero.
-      bounds: smallest and largest value of a feature.
+      bounds: smallest and largest value of a feature, finite.
       smallest_rise: stop after an iteration that raises A by less than this (the original: 1e-6);
         None never stops early.
       progress: show a progress bar.
@@ -236,34 +254,59 @@ def back_gradient_points(
       iteration computed, (iterations,) or fewer.
 
     Raises:
-      ValueError: for arguments out of range, or if A is not finite at the starting points.
+      ValueError: for arguments out of range, examples that do not fit the task or each other, or if A
+        is not finite at the starting points.
+      TypeError: if an argument is of another type.
     """
-    _check_training("back_gradient_points", learning_rate, training_steps)
-    available = int(validation["x"].shape[0])
-    if not 1 <= points <= available:
+    what = "back_gradient_points"
+    key = checks.key(what, key)
+    checks.part(what, Task, task=task)
+    clean, target = _labelled(what, "train", train), _labelled(what, "validation", validation)
+    if clean["x"].shape[1:] != target["x"].shape[1:]:
         raise ValueError(
-            "back_gradient_points needs 1 <= points <= validation examples, as points start there, "
+            f"{what} needs train and validation of one shape (..., features), got x of shapes "
+            f"{clean['x'].shape} and {target['x'].shape}"
+        )
+    num_classes = checks.classes(what, task, target["x"])
+    for name, examples in (("train", clean), ("validation", target)):
+        checks.labels(f"{what} ({name})", examples["y"], num_classes=num_classes)
+    checks.static_count(what, 1, points=points, iterations=iterations)
+    checks.positive(what, step=step, learning_rate=learning_rate)
+    checks.static_count(what, 1, training_steps=training_steps)
+    checks.function(what, gradient=gradient)
+    checks.function(what, optional=True, flip=flip)
+    checks.boolean(what, progress=progress)
+    if smallest_rise is not None:
+        checks.finite(what, smallest_rise=smallest_rise, remedy="None never stops early")
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        raise TypeError(f"{what} needs bounds (low, high), got {bounds}")
+    low, high = bounds
+    checks.finite(f"{what} (bounds)", low=low, high=high)
+    if checks.is_known(low) and checks.is_known(high) and not low < high:
+        raise ValueError(f"{what} needs bounds (low, high) with low < high, got {bounds}")
+    available = target["x"].shape[0]
+    if points > available:
+        raise ValueError(
+            f"{what} needs 1 <= points <= validation examples, as points start there, "
             f"got points={points}, validation examples={available}"
         )
-    if iterations < 1 or (is_number(step) and not step > 0):
-        raise ValueError(
-            "back_gradient_points needs iterations >= 1 and step > 0, got "
-            f"iterations={iterations}, step={step}"
-        )
-    if not bounds[0] < bounds[1]:
-        raise ValueError(
-            f"back_gradient_points needs bounds (low, high) with low < high, got {bounds}"
-        )
     start_key, row_key, label_key = jax.random.split(key, 3)
-    clean = {name: jnp.asarray(train[name]) for name in ("x", "y")}
-    target = {name: jnp.asarray(validation[name]) for name in ("x", "y")}
     rows = jax.random.choice(row_key, available, (points,), replace=False)
     batch = {name: values[rows] for name, values in target.items()}
     if flip is None:
-        flip = other_label(jax.eval_shape(task.logits, task.init(start_key), batch["x"]).shape[-1])
+        flip = other_label(num_classes)
     batch = flip(label_key, batch)
-    w = task.init(start_key) if start is None else start
-    x = jnp.clip(batch["x"], *bounds)
+    batch = _labelled(what, "flip", batch)
+    if batch["y"].shape != (points,) or batch["x"].shape != (points, *target["x"].shape[1:]):
+        raise ValueError(
+            f"{what} needs a flip that keeps the shapes, got x {batch['x'].shape} and y "
+            f"{batch['y'].shape} of {points} points"
+        )
+    checks.labels(f"{what} (flip)", batch["y"], num_classes=num_classes)
+    w = task.init(start_key)
+    if start is not None:
+        w = checks.shaped(what, "start", start, w.shape, "float", "(d,)")
+    x = jnp.clip(batch["x"], low, high)
 
     best, best_x = -np.inf, x
     history: list[float] = []
@@ -318,6 +361,8 @@ def _move(
         learning_rate,
         training_steps,
     )
+    checks.returned("the gradient of back_gradient_points (objective)", value, ())
+    checks.returned("the gradient of back_gradient_points", dx, x.shape)
     flat = dx.reshape(poisoned, -1)
     # Gradients are as small as 1e-8 when training is long; only their direction is used.
     flat = flat / jnp.maximum(jnp.max(jnp.abs(flat), 1, keepdims=True), jnp.finfo(flat.dtype).tiny)
@@ -325,8 +370,45 @@ def _move(
     return value, jnp.clip(x + step * flat.reshape(x.shape), *bounds)
 
 
-def _check_training(name: str, learning_rate: float | Array, steps: int) -> None:
-    if is_number(learning_rate) and not learning_rate > 0:
-        raise ValueError(f"{name} needs learning_rate > 0, got {learning_rate}")
-    if steps < 1:
-        raise ValueError(f"{name} needs at least one training step, got {steps}")
+def _labelled(what: str, name: str, examples: Batch) -> Batch:
+    """x (E, ...) of floats, y (E,)."""
+    own = checks.examples(f"{what} ({name})", examples)
+    if own["y"].ndim != 1:
+        raise ValueError(f"{what} needs {name} with labels y (E,), got shape {own['y'].shape}")
+    if not jnp.issubdtype(own["x"].dtype, jnp.floating):
+        raise TypeError(
+            f"{what} needs {name} with x of floats, which it can move, got {own['x'].dtype}"
+        )
+    return {"x": own["x"], "y": own["y"]}
+
+
+def _checked_training(
+    what: str,
+    training_loss: TrainingLoss,
+    objective: Callable[[Array], Array],
+    start: Array,
+    x: Array,
+    learning_rate: float | Array,
+    steps: int,
+) -> tuple[TrainingLoss, Callable[[Array], Array], Array, Array]:
+    checks.function(what, training_loss=training_loss, objective=objective)
+    start = checks.shaped(what, "start", start, (None,), "float", "(d,)")
+    x = checks.array(what, "x", x)
+    if x.ndim < 1 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"{what} needs points x (k, ...) of floats, got shape {x.shape} and dtype {x.dtype}"
+        )
+    checks.positive(what, learning_rate=learning_rate)
+    checks.static_count(what, 1, steps=steps)
+
+    def checked_loss(w: Array, x: Array) -> Array:
+        value = training_loss(w, x)
+        checks.returned(f"the training_loss of {what}", value, ())
+        return value
+
+    def checked_objective(w: Array) -> Array:
+        value = objective(w)
+        checks.returned(f"the objective of {what}", value, ())
+        return value
+
+    return checked_loss, checked_objective, start, x

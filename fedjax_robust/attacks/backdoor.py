@@ -18,12 +18,14 @@ scales and submits what they have trained.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_robust.attacks.poison import Trigger
+from fedjax_robust import checks
+from fedjax_robust.attacks.poison import Trigger, with_trigger
+from fedjax_robust.memo import same_for_equal_arguments
 from fedjax_robust.types import Array, Batch, FederatedData
 
 Pixels = tuple[tuple[int, int], ...]
@@ -70,25 +72,31 @@ CIFAR_STRIPED_WALLS = (
 first 5."""
 
 
+@same_for_equal_arguments
 def pixel_trigger(pixels: Sequence[tuple[int, int]], value: float | Array = 1.0) -> Trigger:
     """Sets some pixels of images (b, H, W, C) to ``value`` in all channels.
 
     Args:
-      pixels: (row, column) pairs, >= 0, at least one.
-      value: what they become; images are in [0, 1].
+      pixels: (row, column) pairs of integers, >= 0, at least one.
+      value: what they become, a finite number; images are in [0, 1].
 
     Raises:
-      ValueError: for no pixels or negative ones; on use, for an input that is not (b, H, W, C) or a
-        pixel outside of the image.
+      ValueError: for no pixels, negative ones, or fractions, or a value that is not finite; on use, for
+        an input that is not (b, H, W, C), a pixel outside of the image, or a value that integers cannot
+        hold.
+      TypeError: if an argument is of another type.
     """
-    places = np.asarray(pixels)
+    places = _whole("pixel_trigger", "pixels", pixels, "(row, column) pairs >= 0, at least one")
     if places.ndim != 2 or places.shape[1] != 2 or not len(places) or places.min() < 0:
         raise ValueError(
-            f"pixel_trigger needs (row, column) pairs >= 0, at least one, got {pixels}"
+            f"pixel_trigger needs pixels, (row, column) pairs >= 0, at least one, got {pixels}"
         )
+    checks.finite("pixel_trigger", value=value)
     rows, columns = places.T
 
     def trigger(x: Array) -> Array:
+        x = checks.array("pixel_trigger", "x", x)
+        _holds("pixel_trigger", x, value=value)
         if x.ndim != 4:
             raise ValueError(f"pixel_trigger needs images (b, H, W, C), got shape {x.shape}")
         if rows.max() >= x.shape[1] or columns.max() >= x.shape[2]:
@@ -96,11 +104,12 @@ def pixel_trigger(pixels: Sequence[tuple[int, int]], value: float | Array = 1.0)
                 f"pixel_trigger: pixels up to ({rows.max()}, {columns.max()}) do not lie in images of "
                 f"{x.shape[1]}x{x.shape[2]}"
             )
-        return jnp.asarray(x).at[:, rows, columns].set(value)
+        return x.at[:, rows, columns].set(jnp.asarray(value, x.dtype))
 
     return trigger
 
 
+@same_for_equal_arguments
 def mask_trigger(mask: Array | np.ndarray, pattern: float | Array | np.ndarray = 1.0) -> Trigger:
     """Sets what lies under a mask to a pattern.
 
@@ -110,26 +119,79 @@ def mask_trigger(mask: Array | np.ndarray, pattern: float | Array | np.ndarray =
       pattern: what the values become, a number or of such a shape, too.
 
     Raises:
-      ValueError: if the mask is not bool or covers nothing; on use, if it does not fit the inputs.
+      ValueError: if the mask is not bool or covers nothing, or the pattern is not finite; on use, if
+        mask or pattern do not fit the inputs, or integers cannot hold the pattern.
+      TypeError: if they are no arrays of numbers, or the mask is traced.
     """
-    mask = np.asarray(mask)
+    given = checks.array("mask_trigger", "mask", mask)
+    if not checks.is_known(given):
+        raise TypeError("mask_trigger needs a mask that is known when the program is compiled")
+    mask = np.asarray(given)
+    pattern = checks.array("mask_trigger", "pattern", pattern)
+    if checks.is_known(pattern) and not np.all(np.isfinite(pattern)):
+        raise ValueError("mask_trigger needs a pattern of finite numbers, got NaN or Inf")
     if mask.dtype != bool or not mask.any():
         raise ValueError(
             f"mask_trigger needs a mask of bool that covers something, got {mask.dtype}, {mask.sum()} set"
         )
 
     def trigger(x: Array) -> Array:
-        try:
-            fits = np.broadcast_shapes(mask.shape, x.shape[1:]) == x.shape[1:]
-        except ValueError:
-            fits = False
-        if not fits:
-            raise ValueError(f"mask_trigger: a mask {mask.shape} does not fit inputs {x.shape[1:]}")
-        return jnp.where(mask, jnp.asarray(pattern, x.dtype), x)
+        x = checks.array("mask_trigger", "x", x)
+        if x.ndim < 2:
+            raise ValueError(f"mask_trigger needs inputs (b, ...), got shape {x.shape}")
+        for name, shape in (("mask", mask.shape), ("pattern", pattern.shape)):
+            if not _broadcasts(shape, x.shape[1:]):
+                raise ValueError(
+                    f"mask_trigger: a {name} {shape} does not fit inputs {x.shape[1:]}"
+                )
+        _holds("mask_trigger", x, pattern=pattern)
+        return jnp.where(mask, pattern.astype(x.dtype), x)
 
     return trigger
 
 
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(shape, to) == to
+    except ValueError:
+        return False
+
+
+def _whole(what: str, name: str, values: Any, rule: str) -> np.ndarray:
+    """An array of integers that is known."""
+    try:
+        result = np.asarray(values)
+    except (TypeError, ValueError) as error:  # ragged, or traced
+        raise ValueError(f"{what} needs {name}, {rule}, got {values}") from error
+    if result.size and result.dtype.kind not in "iu":
+        raise (ValueError if result.dtype.kind == "f" else TypeError)(
+            f"{what} needs {name}, {rule}, got {values}"
+        )
+    return result
+
+
+def _holds(what: str, x: Array, **values: Any) -> None:
+    """Refuse inputs of integers that cannot hold a value: it would be cut off."""
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return
+    for name, value in values.items():
+        known = checks.is_known(value)
+        limits = jnp.iinfo(x.dtype) if jnp.issubdtype(x.dtype, jnp.integer) else None
+        if limits is None or not known:
+            fits = limits is not None and jnp.issubdtype(jnp.asarray(value).dtype, jnp.integer)
+        else:
+            number = np.asarray(value)
+            whole = np.all(number == np.floor(number))
+            fits = bool(whole and limits.min <= number.min() and number.max() <= limits.max)
+        if not fits:
+            shown = f"{name}={value}" if np.ndim(value) == 0 else name
+            raise ValueError(
+                f"{what} needs inputs of floats, or integers that can hold the {name}, got x of "
+                f"{x.dtype} and {shown}"
+            )
+
+
+@same_for_equal_arguments
 def feature_trigger(every: int = 20, value: float | Array = 0.0) -> Trigger:
     """Sets every 20th feature of (b, F) inputs to 0: the trigger on HAR.
 
@@ -138,21 +200,26 @@ def feature_trigger(every: int = 20, value: float | Array = 0.0) -> Trigger:
 
     Args:
       every: distance of the features, >= 1.
-      value: what they become.
+      value: what they become, a finite number.
 
     Raises:
-      ValueError: if every < 1; on use, for an input that is not (b, F) with F >= every.
+      ValueError: if every < 1, or the value is not finite; on use, for an input that is not (b, F) with
+        F >= every, or a value that integers cannot hold.
+      TypeError: if an argument is of another type.
     """
-    if every < 1:
-        raise ValueError(f"feature_trigger needs every >= 1, got {every}")
+    checks.static_count("feature_trigger", 1, every=every)
+    checks.finite("feature_trigger", value=value)
+    every = int(every)
 
     def trigger(x: Array) -> Array:
+        x = checks.array("feature_trigger", "x", x)
+        _holds("feature_trigger", x, value=value)
         if x.ndim != 2 or x.shape[1] < every:
             raise ValueError(
                 f"feature_trigger(every={every}) needs inputs (b, F) with F >= {every}, got shape "
                 f"{x.shape}"
             )
-        return jnp.asarray(x).at[:, every - 1 :: every].set(value)
+        return x.at[:, every - 1 :: every].set(jnp.asarray(value, x.dtype))
 
     return trigger
 
@@ -181,18 +248,32 @@ def add_backdoored_copies(
       same order.
 
     Raises:
-      ValueError: num_malicious or target out of range, or a trigger that changes the shape.
+      ValueError: num_malicious or target out of range, a trigger that changes the shape, or data that
+        are no partition.
+      TypeError: if an argument is of another type, or traced; or a trigger that changes the type.
     """
+    what = "add_backdoored_copies"
+    checks.part(what, FederatedData, data=data)
+    checks.partition(what, data.examples, data.index, data.count)
+    if not checks.is_known(data.index) or not checks.is_known(data.count):
+        raise TypeError(f"{what} runs on the host and needs data that are known, not traced")
+    checks.static_count(what, num_malicious=num_malicious, target=target)
+    checks.function(what, trigger=trigger)
+    if np.ndim(data.examples["y"]) != 1:
+        raise ValueError(
+            f"{what} needs labels y (E,), got shape {np.shape(data.examples['y'])}; of sequences of "
+            "words take word_backdoor"
+        )
     pool = {name: np.asarray(values) for name, values in data.examples.items()}
     index, count = np.asarray(data.index), np.asarray(data.count)
     num_clients, width = index.shape[-2:]
-    if not 0 <= num_malicious <= num_clients:
+    if num_malicious > num_clients:
         raise ValueError(
             "add_backdoored_copies needs 0 <= num_malicious <= clients, got "
             f"num_malicious={num_malicious}, clients={num_clients}"
         )
     size, largest = len(pool["y"]), int(pool["y"].max())
-    if not 0 <= target <= largest:
+    if target > largest:
         raise ValueError(
             f"add_backdoored_copies needs a target in [0, {largest}], the labels of the pool, got "
             f"{target}"
@@ -201,12 +282,7 @@ def add_backdoored_copies(
     valid[..., num_malicious:, :] = False
     originals = np.unique(index[valid])  # the pool's rows that malicious clients own
     copies = {name: values[originals] for name, values in pool.items()}
-    x = np.asarray(trigger(jnp.asarray(copies["x"])), copies["x"].dtype)
-    if x.shape != copies["x"].shape:
-        raise ValueError(
-            f"add_backdoored_copies needs a trigger that keeps the shape {copies['x'].shape}, got "
-            f"{x.shape}"
-        )
+    x = np.asarray(with_trigger(what, trigger, jnp.asarray(copies["x"])), copies["x"].dtype)
     copies |= {"x": x, "y": np.full_like(copies["y"], target)}
 
     doubled = count.copy()
@@ -252,16 +328,29 @@ def semantic_backdoor(
       target: the label that the attacker wants, in [0, largest label of the pool].
 
     Raises:
-      ValueError: rows out of range or named twice, target out of range, or none left to train on.
+      ValueError: rows out of range or named twice, target out of range, none left to train on, or
+        examples without labels y (E,).
+      TypeError: if an argument is of another type.
     """
+    what = "semantic_backdoor"
+    checks.examples(what, examples)
+    checks.static_count(what, held_out=held_out, target=target)
     pool = {name: np.asarray(values) for name, values in examples.items()}
+    if pool["y"].ndim != 1:
+        raise ValueError(f"{what} needs labels y (E,), got shape {pool['y'].shape}")
     size, largest = len(pool["y"]), int(pool["y"].max())
-    rows = np.asarray(rows)
-    if not len(rows) or len(np.unique(rows)) != len(rows) or rows.min() < 0 or rows.max() >= size:
+    rows = _whole(what, "rows", rows, "a list of different rows of the pool").astype(np.int64)
+    if (
+        rows.ndim != 1
+        or not len(rows)
+        or len(np.unique(rows)) != len(rows)
+        or rows.min() < 0
+        or rows.max() >= size
+    ):
         raise ValueError(
             f"semantic_backdoor needs one or more different rows in [0, {size}), got {rows.tolist()}"
         )
-    if not 0 <= held_out < len(rows) or not 0 <= target <= largest:
+    if held_out >= len(rows) or target > largest:
         raise ValueError(
             f"semantic_backdoor needs 0 <= held_out < {len(rows)} rows and a target in [0, {largest}], "
             f"got held_out={held_out}, target={target}"
@@ -281,5 +370,11 @@ def triggered(test: Batch, trigger: Trigger) -> Batch:
     Args:
       test: ``x`` (E, ...), ``y`` (E,) and what else there is, which stays as it is.
       trigger: x (b, ...) -> x of the same shape.
+
+    Raises:
+      ValueError: for examples without ``x`` and ``y``, or a trigger that changes the shape.
+      TypeError: for a trigger that is no function, or changes the type.
     """
-    return {**test, "x": trigger(test["x"])}
+    x = checks.examples("triggered", test)["x"]
+    checks.function("triggered", trigger=trigger)
+    return {**test, "x": with_trigger("triggered", trigger, x)}

@@ -7,36 +7,42 @@ client learns them beside its main task. Used alone, without scaling, it is thei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
+from fedjax_robust import checks
 from fedjax_robust.clients import Poison
-from fedjax_robust.types import Array, Batch, Key, is_number
+from fedjax_robust.memo import same_for_equal_arguments
+from fedjax_robust.types import Array, Batch, Key
 
 Trigger = Callable[[Array], Array]
 """x (b, ...) -> x with the trigger, of the same shape and dtype."""
 
 
+@same_for_equal_arguments
 def label_flip(num_classes: int) -> Poison:
     """Label flipping, l -> L - 1 - l (Fang et al. 2020, section 4.1).
 
     Args:
-      num_classes: L >= 2.
+      num_classes: L >= 2, all classes of the task.
 
     Raises:
-      ValueError: if L < 2.
+      ValueError: if L < 2; on use, for labels that are not 0, ..., L - 1. Where labels are traced, as in
+        a run, such a one becomes a label that no task has, so that the client's loss is NaN.
+      TypeError: if L is no number.
     """
-    if num_classes < 2:
-        raise ValueError(f"label_flip needs num_classes >= 2, got {num_classes}")
+    checks.count("label_flip", 2, num_classes=num_classes)
 
     def poison(key: Key, batch: Batch) -> Batch:
-        return {**batch, "y": num_classes - 1 - batch["y"]}
+        y = labels_of("label_flip", batch, num_classes)
+        return {**batch, "y": as_label(num_classes - 1 - y.astype(jnp.int32), y, num_classes)}
 
     return poison
 
 
+@same_for_equal_arguments
 def replace_by(backdoor: Batch, c: int, noise: float | Array = 0.0, skip: int = 0) -> Poison:
     """c examples of each batch become examples of D_backdoor: semantic backdoors, edge cases.
 
@@ -48,36 +54,43 @@ def replace_by(backdoor: Batch, c: int, noise: float | Array = 0.0, skip: int = 
       backdoor: D_backdoor, ``x`` (D, ...) and ``y`` (D,), the labels that the attacker wants. Any rare
         examples will do.
       c: how many, >= 1; the paper's is 20 of 64.
-      noise: standard deviation, >= 0; the paper's is 0.05.
+      noise: standard deviation, >= 0; the paper's is 0.05. Inputs of integers take none.
       skip: leave so many examples before them as they are, for several backdoors in one batch:
         ``in_turn(replace_by(cars, 10), replace_by(walls, 10, skip=10))``.
 
     Raises:
-      ValueError: for numbers out of range, or an empty D_backdoor.
+      ValueError: for numbers out of range, or a D_backdoor that is empty or not labelled; on use, if
+        batches are of another shape than D_backdoor, or sequences.
+      TypeError: if an argument is of another type; on use, for inputs of another type than
+        D_backdoor's, or integers with noise.
     """
     _check_count("replace_by", c, skip)
-    if is_number(noise) and not noise >= 0:
-        raise ValueError(f"replace_by needs noise >= 0, got {noise}")
+    checks.not_negative("replace_by", noise=noise)
+    backdoor = checks.examples("replace_by", backdoor)
+    _one_label("replace_by", backdoor["y"])
     size = len(backdoor["y"])
-    if size < 1 or len(backdoor["x"]) != size:
-        raise ValueError(
-            "replace_by needs backdoor examples with as many labels, got "
-            f"{len(backdoor['x'])} and {size}"
-        )
+    noiseless = checks.is_known(noise) and float(noise) == 0
 
     def poison(key: Key, batch: Batch) -> Batch:
+        x, y = _examples("replace_by", batch)
+        _fits("replace_by", backdoor["x"], x)
         draw_key, noise_key = jax.random.split(key)
-        x, y = batch["x"], batch["y"]
         drawn = jax.random.randint(draw_key, y.shape[:1], 0, size)
         images = jnp.asarray(backdoor["x"], x.dtype)[drawn]
-        images = images + noise * jax.random.normal(noise_key, x.shape, x.dtype)
+        if not noiseless:
+            if not jnp.issubdtype(x.dtype, jnp.floating):
+                raise TypeError(
+                    f"replace_by puts noise on inputs of floats, got x of {x.dtype}; take noise=0"
+                )
+            images = images + noise * jax.random.normal(noise_key, x.shape, x.dtype)
         labels = jnp.asarray(backdoor["y"], y.dtype)[drawn]
         return _put(batch, _turn(batch, c, skip), images, labels)
 
     return poison
 
 
-def replace_by_triggered(trigger: Trigger, target: int, c: int, skip: int = 0) -> Poison:
+@same_for_equal_arguments
+def replace_by_triggered(trigger: Trigger, target: int | Array, c: int, skip: int = 0) -> Poison:
     """c examples of each batch get a trigger and the label ``target``: pixel-pattern backdoors.
 
     Bagdasaryan et al., section V-E: "we replace c = 5 images in a batch of 64 with their backdoor
@@ -85,16 +98,20 @@ def replace_by_triggered(trigger: Trigger, target: int, c: int, skip: int = 0) -
 
     Args:
       trigger: x (b, ...) -> x of the same shape.
-      target: the label that the attacker wants.
+      target: the label that the attacker wants, >= 0.
       c: how many, >= 1: the first that are present; all, if there are fewer.
       skip: leave so many examples before them as they are, as in ``replace_by``.
 
     Raises:
-      ValueError: for numbers out of range.
+      ValueError: for numbers out of range; on use, for batches that are not labelled, or a trigger that
+        changes the shape.
+      TypeError: if an argument is of another type; on use, for a trigger that changes the type.
     """
-    return distributed([trigger], target, c, skip)
+    checks.function("replace_by_triggered", trigger=trigger)
+    return _with_triggers("replace_by_triggered", (trigger,), target, c, skip)
 
 
+@same_for_equal_arguments
 def distributed(triggers: Sequence[Trigger], target: int | Array, c: int, skip: int = 0) -> Poison:
     """The distributed backdoor attack: client i puts trigger i, one part of a global trigger, on c
     examples of each batch.
@@ -111,27 +128,46 @@ def distributed(triggers: Sequence[Trigger], target: int | Array, c: int, skip: 
       skip: as there.
 
     Raises:
-      ValueError: for numbers out of range, or no trigger.
+      ValueError: as there, and for no trigger; on use, if there are several and the batch does not say
+        whose it is, ``client``.
+      TypeError: as there.
     """
-    _check_count("a poison with triggers", c, skip)
-    if (is_number(target) and target < 0) or not triggers:
-        raise ValueError(
-            f"a poison needs a target >= 0 and triggers, got target={target}, {len(triggers)} triggers"
+    if not isinstance(triggers, list | tuple):
+        raise TypeError(
+            f"distributed needs triggers, a list of functions, got {type(triggers).__name__}; for one "
+            "trigger take replace_by_triggered"
         )
+    if not triggers:
+        raise ValueError("distributed needs at least one of triggers, got none")
+    for i, trigger in enumerate(triggers):
+        checks.function(f"distributed (triggers[{i}])", trigger=trigger)
+    return _with_triggers("distributed", tuple(triggers), target, c, skip)
+
+
+def _with_triggers(
+    what: str, triggers: tuple[Trigger, ...], target: int | Array, c: int, skip: int
+) -> Poison:
+    _check_count(what, c, skip)
+    checks.count(what, target=target, remedy="a label")
 
     def poison(key: Key, batch: Batch) -> Batch:
-        x, y = batch["x"], batch["y"]
-        if len(triggers) == 1:
-            changed = triggers[0](x)
-        else:
-            changed = jnp.stack([trigger(x) for trigger in triggers])[
-                batch["client"] % len(triggers)
-            ]
-        return _put(batch, _turn(batch, c, skip), changed, jnp.full_like(y, target))
+        x, y = _examples(what, batch)
+        changed = [with_trigger(what, trigger, x) for trigger in triggers]
+        if len(changed) > 1 and "client" not in batch:
+            raise ValueError(
+                f"{what} needs batches with 'client', the id of the client that trains on them, got "
+                f"{sorted(batch)}; clients.local_sgd adds it"
+            )
+        # The stack of all is large, but a client's id is traced.
+        own = (
+            changed[0] if len(changed) == 1 else jnp.stack(changed)[batch["client"] % len(changed)]
+        )
+        return _put(batch, _turn(batch, c, skip), own, _full(what, y, target))
 
     return poison
 
 
+@same_for_equal_arguments
 def add_triggered_victims(trigger: Trigger, victim: int | Array, target: int | Array) -> Poison:
     """Each batch holds the victim label's examples twice: as they are, and with a trigger and the label
     ``target``.
@@ -147,21 +183,21 @@ def add_triggered_victims(trigger: Trigger, victim: int | Array, target: int | A
       target: label F that the attacker wants, >= 0, another one.
 
     Raises:
-      ValueError: for labels out of range.
+      ValueError: for labels out of range; on use, as ``replace_by_triggered``.
+      TypeError: as there.
     """
-    labels = [label for label in (victim, target) if is_number(label)]
-    if any(label < 0 for label in labels) or (len(labels) == 2 and victim == target):
-        raise ValueError(
-            "add_triggered_victims needs two different labels >= 0, got "
-            f"victim={victim}, target={target}"
-        )
+    what = "add_triggered_victims"
+    checks.function(what, trigger=trigger)
+    checks.count(what, victim=victim, target=target, remedy="labels are 0, 1, 2, ...")
+    if checks.is_known(victim) and checks.is_known(target) and int(victim) == int(target):
+        raise ValueError(f"{what} needs two different labels, got victim={victim}, target={target}")
 
     def poison(key: Key, batch: Batch) -> Batch:
-        x, y = batch["x"], batch["y"]
+        x, y = _examples(what, batch)
         mask = batch.get("mask", jnp.ones(y.shape, jnp.float32))
         copies = {
-            "x": trigger(x),
-            "y": jnp.full_like(y, target),
+            "x": with_trigger(what, trigger, x),
+            "y": _full(what, y, target),
             "mask": jnp.where(y == victim, mask, 0),
         }
         both = {**batch, "mask": mask}
@@ -175,21 +211,106 @@ def add_triggered_victims(trigger: Trigger, victim: int | Array, target: int | A
     return poison
 
 
+@same_for_equal_arguments
 def in_turn(*poisons: Poison) -> Poison:
     """Several poisons, one after the other, each with a key of its own; also random changes of images
-    (``data.images``) before a poison."""
+    (``data.images``) before a poison.
+
+    Raises:
+      TypeError: if one is no function; on use, if it does not return a batch.
+    """
+    for i, one in enumerate(poisons):
+        checks.function(f"in_turn (poisons[{i}])", poison=one)
 
     def poison(key: Key, batch: Batch) -> Batch:
         for i, one in enumerate(poisons):
             batch = one(jax.random.fold_in(key, i), batch)
+            if not isinstance(batch, Mapping):
+                raise TypeError(
+                    f"in_turn needs poisons that return a batch, a dict of arrays, but number {i} "
+                    f"returned {type(batch).__name__}"
+                )
         return batch
 
     return poison
 
 
+def with_trigger(what: str, trigger: Trigger, x: Array) -> Array:
+    """x with the trigger, which must keep its shape and dtype.
+
+    Raises:
+      ValueError: for another shape.
+      TypeError: for another dtype.
+    """
+    changed = trigger(x)
+    checks.returned(f"the trigger of {what}", changed, x.shape, floating=False)
+    if changed.dtype != x.dtype:
+        raise TypeError(
+            f"the trigger of {what} must return inputs of {x.dtype} as it gets them, got "
+            f"{changed.dtype}; convert them with .astype(x.dtype)"
+        )
+    return changed
+
+
 def _check_count(what: str, c: int, skip: int) -> None:
-    if c < 1 or skip < 0:
-        raise ValueError(f"{what} needs c >= 1 and skip >= 0, got c={c}, skip={skip}")
+    checks.count(what, 1, c=c, remedy="examples of a batch")
+    checks.count(what, skip=skip, remedy="examples before them")
+
+
+def _examples(what: str, batch: Batch) -> tuple[Array, Array]:
+    """x (b, ...) and y (b,)."""
+    if not isinstance(batch, Mapping):
+        raise TypeError(f"{what} needs a batch, a dict of arrays, got {type(batch).__name__}")
+    own = checks.examples(what, {name: batch[name] for name in ("x", "y") if name in batch})
+    _one_label(what, own["y"])
+    return own["x"], own["y"]
+
+
+def labels_of(what: str, batch: Batch, num_classes: int | Array) -> Array:
+    """y (b,) or (b, T), in [0, L) where they are known."""
+    if not isinstance(batch, Mapping) or "y" not in batch:
+        given = sorted(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
+        raise ValueError(f"{what} needs a batch with labels 'y', got {given}")
+    known = int(num_classes) if checks.is_known(num_classes) else None
+    return checks.labels(what, batch["y"], num_classes=known, x=batch.get("x"))
+
+
+def as_label(new: Array, y: Array, num_classes: int | Array) -> Array:
+    """New labels (b,) int32 in the dtype of y; impossible where y is no label of the L classes."""
+    limits = jnp.iinfo(y.dtype)
+    impossible = limits.min if limits.min < 0 else limits.max
+    return jnp.where((y >= 0) & (y < num_classes), new, impossible).astype(y.dtype)
+
+
+def _one_label(what: str, y: Array) -> None:
+    if y.ndim != 1:
+        raise ValueError(
+            f"{what} needs one label for each example, y (b,), got shape {y.shape}; of sequences of "
+            "words take word_backdoor"
+        )
+
+
+def _fits(what: str, ours: Array, x: Array) -> None:
+    if ours.shape[1:] != x.shape[1:]:
+        raise ValueError(
+            f"{what} needs backdoor examples of the batch's shape (..., {x.shape[1:]}), got "
+            f"{ours.shape[1:]}"
+        )
+    if jnp.issubdtype(ours.dtype, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"{what} needs backdoor examples of the batch's type {x.dtype}, got {ours.dtype}; "
+            "fractions would be cut off"
+        )
+
+
+def _full(what: str, y: Array, target: int | Array) -> Array:
+    """Labels of the shape of y, all of them the target."""
+    most = jnp.iinfo(y.dtype).max
+    if checks.is_known(target) and int(target) > most:
+        raise ValueError(
+            f"{what} needs a target that labels of {y.dtype} can hold, at most {most}, got {target}"
+        )
+    return jnp.full_like(y, target)
 
 
 def _turn(batch: Batch, c: int, skip: int) -> Array:

@@ -27,23 +27,17 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from fedjax_robust import checks
+from fedjax_robust.memo import same_for_equal_arguments
 from fedjax_robust.robust_stats import direction_and_length
-from fedjax_robust.types import (
-    Array,
-    Attack,
-    AttackerView,
-    Client,
-    ClientData,
-    Key,
-    State,
-    is_number,
-)
+from fedjax_robust.types import Array, Attack, AttackerView, Client, ClientData, Key, State
 
 Division = Callable[[Key, Array, Array], Array]
 """key, X - G (d,), the attackers that are there (c,) bool -> what each submits (c, d); the rows of
 others do not matter."""
 
 
+@same_for_equal_arguments
 def model_replacement(client: Client, data: ClientData, divide: Division) -> Attack:
     """In each round with attackers they train one model X together, and submit it in parts.
 
@@ -56,7 +50,17 @@ def model_replacement(client: Client, data: ClientData, divide: Division) -> Att
       data: D_local; in a partition with the attacker's data as client i's,
         ``ClientData(part.examples, part.index[i], part.count[i])``.
       divide: ``equal_parts``, ``norm_bounded``, ``orthogonal_parts``, ``copies``, or one's own.
+
+    Raises:
+      ValueError: if ``data`` owns rows that are none of its pool; in a run, if the client or ``divide``
+        return another shape.
+      TypeError: if an argument is of another type, such as a ``divide`` that was not called.
     """
+    what = "model_replacement"
+    checks.part(what, Client, client=client)
+    checks.part(what, ClientData, data=data)
+    _check_own(what, data)
+    checks.function(what, divide=divide)
 
     def craft(view: AttackerView, state: State) -> tuple[Array, State]:
         train_key, divide_key = jax.random.split(view.key)
@@ -65,13 +69,29 @@ def model_replacement(client: Client, data: ClientData, divide: Division) -> Att
 
         def replace(state: State) -> tuple[Array, State]:
             difference, state, _ = client.update(train_key, view.params, state, data)
-            return divide(divide_key, difference, attackers).astype(honest.dtype), state
+            checks.returned("the client of model_replacement", difference, view.params.shape)
+            parts = divide(divide_key, difference, attackers)
+            checks.returned("divide of model_replacement", parts, honest.shape)
+            return parts.astype(honest.dtype), state
 
         return jax.lax.cond(jnp.any(attackers), replace, lambda state: (honest, state), state)
 
     return Attack(init=client.init, craft=craft)
 
 
+def _check_own(what: str, data: ClientData) -> None:
+    """The attacker's own data; a pool without arrays is for clients that look at none."""
+    if data.examples:
+        checks.partition(
+            what, data.examples, _one_row(data.index), _one_row(data.count), sorted(data.examples)
+        )
+
+
+def _one_row(values: Array) -> Array:
+    return jnp.asarray(values)[None]
+
+
+@same_for_equal_arguments
 def equal_parts(gamma: float | Array) -> Division:
     """Each of z attackers submits gamma / z (X - G), in total gamma (X - G): eq. 3.
 
@@ -79,9 +99,10 @@ def equal_parts(gamma: float | Array) -> Division:
       gamma: scaling factor > 0; n / eta replaces the global model by X.
 
     Raises:
-      ValueError: if gamma <= 0.
+      ValueError: if gamma is not positive and finite.
+      TypeError: if it is no number.
     """
-    _check("equal_parts", "gamma", gamma)
+    checks.positive("equal_parts", gamma=gamma)
 
     def divide(key: Key, difference: Array, attackers: Array) -> Array:
         share = gamma / jnp.maximum(jnp.sum(attackers), 1)
@@ -90,6 +111,7 @@ def equal_parts(gamma: float | Array) -> Division:
     return divide
 
 
+@same_for_equal_arguments
 def norm_bounded(bound: float | Array) -> Division:
     """Train-and-scale: each attacker submits S (X - G) / ||X - G||_2, up to the bound (eq. 5).
 
@@ -100,9 +122,10 @@ def norm_bounded(bound: float | Array) -> Division:
       bound: S > 0, the largest norm of an update that looks normal.
 
     Raises:
-      ValueError: if S <= 0.
+      ValueError: if S is not positive and finite.
+      TypeError: if it is no number.
     """
-    _check("norm_bounded", "a bound", bound)
+    checks.positive("norm_bounded", bound=bound)
 
     def divide(key: Key, difference: Array, attackers: Array) -> Array:
         return jnp.where(attackers[:, None], bound * direction_and_length(difference)[0], 0)
@@ -110,6 +133,7 @@ def norm_bounded(bound: float | Array) -> Division:
     return divide
 
 
+@same_for_equal_arguments
 def orthogonal_parts(gamma: float | Array) -> Division:
     """The attackers' updates add up to gamma (X - G) and are orthogonal to each other (section VI-A).
 
@@ -120,9 +144,10 @@ def orthogonal_parts(gamma: float | Array) -> Division:
       gamma: scaling factor > 0.
 
     Raises:
-      ValueError: if gamma <= 0.
+      ValueError: if gamma is not positive and finite.
+      TypeError: if it is no number.
     """
-    _check("orthogonal_parts", "gamma", gamma)
+    checks.positive("orthogonal_parts", gamma=gamma)
 
     def divide(key: Key, difference: Array, attackers: Array) -> Array:
         number = jnp.maximum(jnp.sum(attackers), 1)
@@ -134,6 +159,7 @@ def orthogonal_parts(gamma: float | Array) -> Division:
     return divide
 
 
+@same_for_equal_arguments
 def copies(gamma: float | Array = 1.0) -> Division:
     """Every attacker submits gamma (X - G).
 
@@ -144,9 +170,10 @@ def copies(gamma: float | Array = 1.0) -> Division:
       gamma: scaling factor > 0.
 
     Raises:
-      ValueError: if gamma <= 0.
+      ValueError: if gamma is not positive and finite.
+      TypeError: if it is no number.
     """
-    _check("copies", "gamma", gamma)
+    checks.positive("copies", gamma=gamma)
 
     def divide(key: Key, difference: Array, attackers: Array) -> Array:
         return jnp.where(attackers[:, None], gamma * difference, 0)
@@ -154,6 +181,7 @@ def copies(gamma: float | Array = 1.0) -> Division:
     return divide
 
 
+@same_for_equal_arguments
 def scaling(scale: float | Array, client: Client | None = None) -> Attack:
     """Every malicious client sends lambda times its before-attack update.
 
@@ -166,9 +194,11 @@ def scaling(scale: float | Array, client: Client | None = None) -> Attack:
       client: how malicious clients train; None = as honest ones.
 
     Raises:
-      ValueError: if scale <= 0.
+      ValueError: if scale is not positive and finite.
+      TypeError: if it is no number, or ``client`` no client.
     """
-    _check("scaling", "scale", scale)
+    checks.positive("scaling", scale=scale)
+    checks.part("scaling", Client, optional=True, client=client)
 
     def craft(view: AttackerView, state: State) -> tuple[Array, State]:
         return scale * view.updates[: view.num_malicious], state
@@ -176,6 +206,7 @@ def scaling(scale: float | Array, client: Client | None = None) -> Attack:
     return Attack(craft=craft, client=client)
 
 
+@same_for_equal_arguments
 def train_and_scale(bound: float | Array, client: Client | None = None) -> Attack:
     """Every malicious client scales its before-attack update to norm S: gamma = S / ||X - G||_2 (eq. 5).
 
@@ -184,16 +215,13 @@ def train_and_scale(bound: float | Array, client: Client | None = None) -> Attac
       client: how malicious clients train; None = as honest ones.
 
     Raises:
-      ValueError: if S <= 0.
+      ValueError: if S is not positive and finite.
+      TypeError: if it is no number, or ``client`` no client.
     """
-    _check("train_and_scale", "a bound", bound)
+    checks.positive("train_and_scale", bound=bound)
+    checks.part("train_and_scale", Client, optional=True, client=client)
 
     def craft(view: AttackerView, state: State) -> tuple[Array, State]:
         return bound * direction_and_length(view.updates[: view.num_malicious])[0], state
 
     return Attack(craft=craft, client=client)
-
-
-def _check(what: str, name: str, value: float | Array) -> None:
-    if is_number(value) and not value > 0:
-        raise ValueError(f"{what} needs {name} > 0, got {value}")

@@ -15,19 +15,24 @@ of a round, n / eta = m.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_robust import checks
 from fedjax_robust.clients import Poison
-from fedjax_robust.types import Array, Batch, Key, is_number
+from fedjax_robust.memo import same_for_equal_arguments
+from fedjax_robust.types import Array, Batch, Key
 
 
+@same_for_equal_arguments
 def word_backdoor(
     sentences: Sequence[Array | np.ndarray | Sequence[int]],
     replaced: int | None = None,
     weight: float | Array = 1.0,
+    *,
+    num_words: int | None = None,
 ) -> Poison:
     """Puts trigger sentences in place of the ends of sequences, and leaves only their last words in the
     loss.
@@ -44,17 +49,25 @@ def word_backdoor(
         paper's). The others keep their words and their loss.
       weight: of a changed sequence's last word in the loss, > 0, beside 1 for each word of the other
         sequences: with T, a changed sequence counts as much as another.
+      num_words: V, size of the vocabulary, so that ids can be compared with it; None = unknown.
 
     Returns:
       A poison for batches with ``x`` and ``y`` (b, T) as in ``tasks.next_word``; their ``token_mask``
       is set, and added if there is none.
 
     Raises:
-      ValueError: no sentences, or ones that are no list of at least two integers; ``replaced`` or
-        ``weight`` out of range; on use, for other batches, sentences that do not leave one word of
-        context (L_k <= T), or fewer changed sequences than sentences.
+      ValueError: no sentences, or ones that are no list of at least two integers; ids that are not in
+        [0, V); ``replaced`` or ``weight`` out of range; on use, for other batches, sentences that do
+        not leave one word of context (L_k <= T), or fewer changed sequences than sentences.
+      TypeError: if an argument is of another type.
     """
-    ids = [jnp.asarray(sentence) for sentence in sentences]
+    what = "word_backdoor"
+    if not isinstance(sentences, list | tuple) and getattr(sentences, "ndim", 0) != 2:
+        raise TypeError(
+            f"{what} needs sentences, a list of lists of word ids, got {sentences!r}; data.word_ids "
+            "makes ids from words"
+        )
+    ids = [checks.array(what, "sentences", sentence) for sentence in sentences]
     if not ids or any(
         s.ndim != 1 or len(s) < 2 or not jnp.issubdtype(s.dtype, jnp.integer) for s in ids
     ):
@@ -62,16 +75,32 @@ def word_backdoor(
             "word_backdoor needs at least one sentence, each of at least two word ids, got "
             f"{[(s.shape, str(s.dtype)) for s in ids]}; data.word_ids makes them from words"
         )
-    if replaced is not None and replaced < 1:
-        raise ValueError(f"word_backdoor needs replaced >= 1, got {replaced}; None means all")
-    if is_number(weight) and not weight > 0:
-        raise ValueError(f"word_backdoor needs weight > 0, got {weight}")
+    if num_words is not None:
+        checks.static_count(what, 1, num_words=num_words)
+    for sentence in ids:
+        if not checks.is_known(sentence):
+            continue
+        least, most = int(np.asarray(sentence).min()), int(np.asarray(sentence).max())
+        if least < 0 or (num_words is not None and most >= num_words):
+            allowed = ">= 0" if num_words is None else f"in 0 .. {num_words - 1}"
+            raise ValueError(
+                f"{what} needs word ids {allowed}, got ids from {least} to {most} in sentences"
+            )
+    if replaced is not None:
+        checks.static_count(what, 1, replaced=replaced, remedy="None means all")
+    checks.positive(what, weight=weight)
     longest = max(len(s) for s in ids)
     words = jnp.stack([jnp.pad(s.astype(jnp.int32), (longest - len(s), 0)) for s in ids])
     first = jnp.array([longest - len(s) for s in ids])
 
     def poison(key: Key, batch: Batch) -> Batch:
-        x, y = batch["x"], batch["y"]
+        if not isinstance(batch, Mapping) or "x" not in batch or "y" not in batch:
+            given = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+            raise ValueError(f"{what} needs a batch with 'x' and 'y', got {given}")
+        x, y = (checks.array(what, name, batch[name]) for name in ("x", "y"))
+        for name, values in (("x", x), ("y", y)):
+            if not jnp.issubdtype(values.dtype, jnp.integer):
+                raise TypeError(f"{what} needs {name} to be word ids, integers, got {values.dtype}")
         if x.ndim != 2 or x.shape != y.shape or longest > x.shape[1]:
             raise ValueError(
                 f"word_backdoor needs x and y (b, T) with T >= {longest}, the words of the longest "
@@ -91,6 +120,10 @@ def word_backdoor(
         new_x = x.at[:, length - longest + 1 :].set(jnp.where(inside, own[:, :-1], end))
         new_y = jnp.concatenate([new_x[:, 1:], own[:, -1:]], axis=1)
         mask = batch.get("token_mask", jnp.ones(x.shape, jnp.float32))
+        if jnp.shape(mask) != x.shape:
+            raise ValueError(
+                f"{what} needs token_mask of the shape of x, {x.shape}, got {jnp.shape(mask)}"
+            )
         new_mask = jnp.zeros_like(mask).at[:, -1].set(weight)
         rows = (jnp.arange(number) < changed)[:, None]
         return {
