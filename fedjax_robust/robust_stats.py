@@ -6,33 +6,38 @@ or empty clients, padding. Replacing such a row by zeros would be wrong: zeros l
 
 from __future__ import annotations
 
-import chex
 import jax
 import jax.numpy as jnp
 
+from fedjax_robust import checks
 from fedjax_robust.sorting import combine_ranks, sort_clients
 from fedjax_robust.types import Array
 
-_FAR = 10.0  # rows longer than this many median norms do not take part in the centre
-
 
 def is_present(updates: Array, weights: Array) -> Array:
-    """Rows that count: (n, d), (n,) -> (n,) bool, weight > 0 and neither NaN nor Inf."""
-    chex.assert_rank([updates, weights], [2, 1])
-    chex.assert_equal_shape_prefix([updates, weights], 1)
-    return (weights > 0) & jnp.all(jnp.isfinite(updates), axis=1)
+    """Rows that count: (n, d), (n,) -> (n,) bool, 0 < weight < inf and neither NaN nor Inf in the row.
+
+    Raises:
+      ValueError: for other shapes.
+    """
+    updates, weights = checks.matrix("is_present", updates, weights)
+    return (weights > 0) & jnp.isfinite(weights) & jnp.all(jnp.isfinite(updates), axis=1)
 
 
 def drop_non_finite(updates: Array, weights: Array) -> tuple[Array, Array]:
     """Make rows that hold a NaN or Inf absent, and clear absent rows.
 
     Args:
-      updates: (n, d).
-      weights: (n,) >= 0; a negative or NaN weight counts as 0.
+      updates: (n, d); integers become float32.
+      weights: (n,) >= 0 and finite; any other weight counts as 0.
 
     Returns:
       (n, d) with absent rows zero, and (n,) weights with 0 for absent rows.
+
+    Raises:
+      ValueError: for other shapes.
     """
+    updates, weights = checks.matrix("a rule", updates, weights)
     present = is_present(updates, weights)
     return jnp.where(present[:, None], updates, 0), jnp.where(present, weights, 0)
 
@@ -40,12 +45,47 @@ def drop_non_finite(updates: Array, weights: Array) -> tuple[Array, Array]:
 def weighted_mean(updates: Array, weights: Array) -> Array:
     """Weighted mean of the rows: (n, d), (n,) >= 0 -> (d,); zero if every weight is 0.
 
-    Weights are normalised first, so that rows up to the largest float do not overflow the sum.
+    Weights are divided by the largest one and then by their sum, so that neither weights nor rows up to
+    the largest float overflow. float16 and bfloat16 are summed in float32.
+
+    Raises:
+      ValueError: for other shapes.
     """
-    weights = weights.astype(jnp.promote_types(weights.dtype, updates.dtype))
+    updates, weights = checks.matrix("weighted_mean", updates, weights)
+    exact = _accumulator(updates.dtype)
+    weights = weights.astype(jnp.promote_types(weights.dtype, exact))
+    largest, inverse = power_of_two(jnp.max(weights))
+    weights = jnp.where(largest > 0, weights * inverse, 0)
     total = jnp.sum(weights)
     shares = weights / jnp.where(total > 0, total, 1)
-    return jnp.dot(shares.astype(updates.dtype), updates, precision="highest")
+    result = jnp.dot(shares.astype(exact), updates.astype(exact), precision="highest")
+    return result.astype(updates.dtype)
+
+
+def _accumulator(dtype: jnp.dtype) -> jnp.dtype:
+    """What to sum in: float32, or float64 for float64."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def power_of_two(x: Array) -> tuple[Array, Array]:
+    """The largest power of two <= x and its reciprocal; 1 for 0, Inf, NaN and negative numbers.
+
+    Multiplying by either is exact, unless the result leaves the range of floats. Neither has a gradient.
+
+    Args:
+      x: float32 or float64 of any shape.
+
+    Returns:
+      Both of the shape of x, within [tiny, 1 / tiny] of its type.
+    """
+    info = jnp.finfo(x.dtype)
+    x = jax.lax.stop_gradient(x)
+    x = jnp.where((x >= info.tiny) & jnp.isfinite(x), jnp.clip(x, info.tiny, 1 / info.tiny), 1)
+    integers = jnp.int64 if info.bits == 64 else jnp.int32
+    exponent = jax.lax.bitcast_convert_type(x, integers) >> info.nmant
+    floats = (exponent << info.nmant, (2 * (info.maxexp - 1) - exponent) << info.nmant)
+    power, inverse = (jax.lax.bitcast_convert_type(bits, x.dtype) for bits in floats)
+    return power, inverse
 
 
 def sort_present(
@@ -65,6 +105,7 @@ def sort_present(
       values (high - low, d) of ranks low .. high - 1; the rank of the smallest present value, ();
       the number of present rows, ().
     """
+    updates, _ = checks.matrix("sort_present", updates, present)
     filled = jnp.where(present[:, None], updates, _outwards(present)[:, None].astype(updates.dtype))
     start, count = _ranks_of_present(present)
     return sort_clients(filled, low, high), start, count
@@ -95,6 +136,7 @@ def trimmed_mean_of_present(updates: Array, present: Array, f: int) -> Array:
     Returns:
       (d,); zero if no row is present.
     """
+    updates, _ = checks.matrix("trimmed_mean_of_present", updates, present)
     n = updates.shape[0]
     # Few present rows lie in the middle, whatever f is.
     low, high = min(f, max((n - 2) // 2, 0)), max(n - f, n // 2 + 1)
@@ -102,7 +144,9 @@ def trimmed_mean_of_present(updates: Array, present: Array, f: int) -> Array:
     removed = jnp.minimum(f, jnp.maximum(count - 1, 0) // 2)
     rank = jnp.arange(low, high)
     kept = (rank >= start + removed) & (rank < start + count - removed)
-    return combine_ranks(updates, kept / jnp.maximum(jnp.sum(kept), 1), low, _outwards(present))
+    coefficients = kept / jnp.maximum(jnp.sum(kept), 1)
+    exact = updates.astype(_accumulator(updates.dtype))
+    return combine_ranks(exact, coefficients, low, _outwards(present)).astype(updates.dtype)
 
 
 def coordinate_median(updates: Array, present: Array) -> Array:
@@ -118,57 +162,239 @@ def middle_of_sorted(values: Array, start: Array, count: Array) -> Array:
     return jnp.where(count > 0, 0.5 * below + 0.5 * above, 0)
 
 
-def pairwise_squared_distances(x: Array, present: Array) -> Array:
-    """Squared Euclidean distances between rows by one Gram matrix.
+# --- Distances -----------------------------------------------------------------------------------
+#
+# |x_i - x_j|^2 = |y_i|^2 + |y_j|^2 - 2 y_i . y_j, where y is x minus any centre, takes one product of
+# matrices; but its rounding error is a part of |y_i|^2 + |y_j|^2, so that rows far from the centre lose
+# their distances to each other. Attackers choose where the centre lies. So a distance from a product is
+# believed only if its square is no small part of that sum. Where it is not, the two rows are close to
+# each other, seen from the centre: they get one of their own group as another centre.
 
-    Float32 Gram distances lose everything when rows share a large offset, so rows are centred first:
-    on the mean of the present rows, without rows longer than 10 median norms (a single row of 1e30
-    would otherwise drown the others). The distance does not depend on the centre, so it has no
-    gradient.
+_BELIEVED = 1 / 64  # of the sum of squares; on ordinary rows distances are about all of it
+_NEAR = 3.0  # rows larger than this many median sizes do not take part in the first centre
+_PRODUCTS = 4  # further products of matrices; what is left then is computed row by row
+
+
+def pairwise_distances(x: Array, present: Array) -> Array:
+    """Euclidean distances between rows, right also where an attacker chooses some of the rows.
+
+    Each has a relative error below 1e-3 (typically 1e-6) whatever the others are: beside rows many
+    orders of magnitude longer, in clusters far from each other, at scales from 1e-30 to 1e30 and in
+    any mixture of them. Differences of entries below the smallest normal float, 1e-38, may count as 0.
+
+    On ordinary rows it takes one product of the matrix with its transpose, under attack usually one
+    or two more. At worst it takes five, and then n - 1 passes over the matrix.
+
+    It can be differentiated any number of times, except where a distance is 0; there the derivative
+    is 0.
 
     Args:
-      x: (n, d), finite in present rows.
+      x: (n, d), finite in present rows. float16 and bfloat16 are computed in float32.
       present: (n,) bool.
 
     Returns:
-      (n, n), >= 0 and symmetric; +inf where a row is absent or the square overflows.
+      (n, n) float32 (or float64 for float64), >= 0 and symmetric, 0 on the diagonal; +inf where a row
+      is absent, where one has an entry beyond a quarter of the largest float, 8e37, and where the
+      distance is beyond the largest float.
+
+    Raises:
+      ValueError: for other shapes.
     """
-    chex.assert_rank([x, present], [2, 1])
-    norms = jnp.sqrt(jnp.sum(jnp.square(jax.lax.stop_gradient(x)), axis=1))
-    typical = jnp.nanmedian(jnp.where(present, norms, jnp.nan))
-    near = present & (norms <= _FAR * typical)
-    centre = jax.lax.stop_gradient(
-        weighted_mean(jnp.where(near[:, None], x, 0), near.astype(x.dtype))
+    return _distances(*_rows("pairwise_distances", x, present))
+
+
+def pairwise_squared_distances(x: Array, present: Array) -> Array:
+    """Squares of ``pairwise_distances``, which can be differentiated any number of times everywhere.
+
+    Squares leave the range of floats where distances do not: rules compare distances instead.
+
+    Args:
+      x, present: as in ``pairwise_distances``.
+
+    Returns:
+      (n, n), >= 0 and symmetric; +inf where a row is absent or the square overflows.
+
+    Raises:
+      ValueError: for other shapes.
+    """
+    return _squared_distances(*_rows("pairwise_squared_distances", x, present))
+
+
+def _rows(what: str, x: Array, present: Array) -> tuple[Array, Array]:
+    x, _ = checks.matrix(what, x, present)
+    return x.astype(_accumulator(x.dtype)), jnp.asarray(present) > 0
+
+
+@jax.custom_jvp
+def _squared_distances(x: Array, present: Array) -> Array:
+    return jnp.square(_distances(x, present))
+
+
+@_squared_distances.defjvp
+def _squared_distances_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    squares = _squared_distances(*primals)
+    moved = 2 * _products_of_differences(primals[0], tangents[0], primals[1])
+    return squares, jnp.where(jnp.isfinite(squares), moved, 0)
+
+
+@jax.custom_jvp
+def _distances(x: Array, present: Array) -> Array:
+    return _accurate_distances(x, present)
+
+
+@_distances.defjvp
+def _distances_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    distances = _distances(*primals)
+    moved = _products_of_differences(primals[0], tangents[0], primals[1])
+    usable = (distances > 0) & jnp.isfinite(distances)
+    return distances, jnp.where(usable, moved / jnp.where(usable, distances, 1), 0)
+
+
+def _products_of_differences(x: Array, t: Array, present: Array) -> Array:
+    """(x_i - x_j) . (t_i - t_j) for all pairs: (n, d), (n, d) -> (n, n). Independent of the centre."""
+    size = _sizes(x, present)
+    near = _taken(size, present)[:, None]
+    x = jnp.where(near, x - _first_centre(x, present, size), 0)
+    t = jnp.where(near, t, 0)
+    products = jnp.dot(x, t.T, precision="highest")
+    own = jnp.diagonal(products)
+    return own[:, None] + own[None, :] - products - products.T
+
+
+def _sizes(x: Array, rows: Array) -> Array:
+    """Largest entries of some rows: (n, d), (n,) -> (n,); 0 for the others. Without a gradient."""
+    x = jax.lax.stop_gradient(x)
+    # Without a copy of |x|, which the CPU would make.
+    largest = jnp.maximum(jnp.max(x, axis=1, initial=0), -jnp.min(x, axis=1, initial=0))
+    return jnp.where(rows, largest, 0)
+
+
+def _taken(size: Array, present: Array) -> Array:
+    """Rows whose differences cannot overflow; the others are infinitely far from everything."""
+    return present & (size <= jnp.finfo(size.dtype).max / 4)
+
+
+def _first_centre(x: Array, present: Array, size: Array) -> Array:
+    """Mean of the present rows that are not much larger than most: (d,), without a gradient."""
+    near = _taken(size, present) & (size <= _NEAR * _typical(size, present))
+    x = jnp.where(near[:, None], jax.lax.stop_gradient(x), 0)
+    return weighted_mean(x, near.astype(x.dtype))
+
+
+def _typical(size: Array, present: Array) -> Array:
+    """The median of the present rows' sizes."""
+    ascending = jnp.sort(jnp.where(present, size, jnp.inf))
+    return ascending[jnp.maximum(jnp.sum(present) - 1, 0) // 2]
+
+
+@jax.jit
+def _accurate_distances(x: Array, present: Array) -> Array:
+    n = x.shape[0]
+    smallest = jnp.finfo(x.dtype).tiny
+    size = _sizes(x, present)
+    taken = _taken(size, present)
+    itself = jnp.eye(n, dtype=bool)
+    pairs = taken[:, None] & taken[None, :] & ~itself
+
+    Carry = tuple[Array, Array, Array]
+
+    def doubtful(part: Array) -> Array:
+        return pairs & (part < _BELIEVED)
+
+    def another_centre(carry: Carry) -> Carry:
+        step, distances, part = carry
+        doubts = doubtful(part)
+        # A row's centre is the row with most doubtful pairs among those with which its own pair is
+        # doubtful; so the row with most of all is settled with each of its partners.
+        number = jnp.sum(doubts, axis=1)
+        leader = jnp.argmax(jnp.where(doubts | itself, number[None, :], -1), axis=1)
+        y = jnp.where(taken[:, None], x - x[leader], 0)
+        new, new_part = _by_product(y, jnp.maximum(_sizes(y, taken), smallest))
+        better = (leader[:, None] == leader[None, :]) & (new_part > part)
+        return step + 1, jnp.where(better, new, distances), jnp.where(better, new_part, part)
+
+    def by_differences(carry: Carry) -> Carry:
+        step, distances, part = carry
+        i = jnp.argmax(jnp.sum(doubtful(part), axis=1))
+        y = jnp.where(taken[:, None], x - x[i], 0)
+        unit, inverse = power_of_two(_sizes(y, taken))
+        exact = unit * jnp.sqrt(jnp.sum(jnp.square(y * inverse[:, None]), axis=1))
+        here = jnp.arange(n) == i
+        distances = jnp.where(here[:, None], exact[None, :], distances)
+        distances = jnp.where(here[None, :], exact[:, None], distances)
+        return step + 1, distances, jnp.where(here[:, None] | here[None, :], jnp.inf, part)
+
+    centre = _first_centre(x, present, size)
+    # Sizes before the centre is subtracted save a pass over the matrix. They may be much too large for
+    # what is left: then parts of the squares underflow, and are not believed.
+    bound = jnp.maximum(jnp.maximum(size, jnp.max(jnp.abs(centre), initial=0)), smallest)
+    distances, part = _by_product(jnp.where(taken[:, None], x - centre, 0), bound, 1e-20)
+    carry = (jnp.int32(0), distances, part)
+    carry = jax.lax.while_loop(
+        lambda carry: (carry[0] < _PRODUCTS) & jnp.any(doubtful(carry[2])), another_centre, carry
     )
-    x = jnp.where(present[:, None], x - centre, 0)
-    gram = jnp.dot(x, x.T, precision="highest")
-    squares = jnp.diagonal(gram)
-    distances = jnp.maximum(squares[:, None] + squares[None, :] - 2 * gram, 0)
-    distances = jnp.minimum(distances, distances.T)  # exactly symmetric, whatever the product does
-    valid = present[:, None] & present[None, :] & ~jnp.isnan(distances)
-    return jnp.where(valid, distances, jnp.inf)
+    _, distances, _ = jax.lax.while_loop(
+        lambda carry: jnp.any(doubtful(carry[2])), by_differences, carry
+    )
+    return jnp.where(itself & present[:, None], 0, jnp.where(pairs, distances, jnp.inf))
+
+
+def _by_product(y: Array, size: Array, least: float = 0.0) -> tuple[Array, Array]:
+    """Distances between rows from their products.
+
+    Each row is divided by its size, and each pair is computed in units of the larger of its two rows:
+    nothing that matters over- or underflows.
+
+    Args:
+      y: (n, d).
+      size: (n,) > 0, about that of the rows' largest entries.
+      least: sums of a pair's two squares up to this, in units of the larger size, are not believed.
+
+    Returns:
+      (n, n), and (n, n) the part that a distance's square is of the sum of the two rows' squares.
+    """
+    size, inverse = power_of_two(size)
+    units = y * inverse[:, None]
+    products = jnp.dot(units, units.T, precision="highest")
+    products = 0.5 * (products + products.T)  # exactly symmetric, whatever the product does
+    squares = jnp.diagonal(products)
+    larger = jnp.maximum(size[:, None], size[None, :])
+    share = size[:, None] / larger
+    total = jnp.square(share) * squares[:, None] + jnp.square(share.T) * squares[None, :]
+    rest = jnp.maximum(total - 2 * share * share.T * products, 0)
+    part = jnp.where(total > least, rest / jnp.where(total > least, total, 1), 0)
+    # Two rows at the very centre have distance 0, and no rounding.
+    return larger * jnp.sqrt(rest), jnp.where((total == 0) & (least == 0), jnp.inf, part)
 
 
 def safe_norm(x: Array, axis: int = -1) -> Array:
-    """Euclidean norm with gradient 0 instead of NaN at 0: (..., d) -> (...)."""
-    squares = jnp.sum(jnp.square(x), axis=axis)
-    positive = squares > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
+    """Euclidean norm with gradient 0 instead of NaN at 0: (..., d) -> (...).
+
+    Squares neither over- nor underflow; see ``direction_and_length``.
+    """
+    return direction_and_length(jnp.moveaxis(jnp.asarray(x), axis, -1))[1]
 
 
 def direction_and_length(x: Array) -> tuple[Array, Array]:
     """Unit vectors and Euclidean lengths: (..., d) -> (..., d), (...). Zero, with gradient 0, for zero.
 
     Rows are divided by their largest entry first, so that squares neither overflow nor underflow. The
-    divisor cancels in the results, so that it has no gradient.
+    divisor cancels in the results, so that it has no gradient. float16 and bfloat16 are computed in
+    float32.
     """
+    given, x = x.dtype, x.astype(_accumulator(x.dtype))
     divisor = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=-1, keepdims=True)
     zero = divisor < smallest_divisor(x.dtype)
     divisor = jnp.minimum(divisor, 1 / jnp.finfo(x.dtype).tiny)  # its reciprocal must not vanish
     divisor = jnp.where(zero, 1, divisor)
     scaled = jnp.where(zero, 0, x / divisor)
     length = jnp.sqrt(jnp.where(zero, 1, jnp.sum(jnp.square(scaled), axis=-1, keepdims=True)))
-    return scaled / length, jnp.where(zero, 0, divisor * length)[..., 0]
+    unit, length = scaled / length, jnp.where(zero, 0, divisor * length)[..., 0]
+    return unit.astype(given), length.astype(given)
 
 
 def smallest_divisor(dtype: jnp.dtype) -> float:

@@ -10,14 +10,19 @@ Weights only say who is present; n below is the number of present rows. All repo
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from fedjax_robust.aggregators.basic import stateless
+from fedjax_robust import checks
+from fedjax_robust.aggregators.base import no_state
+from fedjax_robust.memo import same_for_equal_arguments
 from fedjax_robust.robust_stats import (
     drop_non_finite,
     middle_of_sorted,
-    pairwise_squared_distances,
+    pairwise_distances,
+    power_of_two,
     sort_present,
     weighted_mean,
 )
@@ -25,30 +30,60 @@ from fedjax_robust.sorting import sort_clients
 from fedjax_robust.types import Aggregator, Array, Info, Received, State
 
 
-def krum_scores(distances: Array, present: Array, f: int | Array) -> Array:
-    """Krum's score: the sum of squared distances to the n - f - 2 closest other rows.
+def root_krum_scores(distances: Array, present: Array, f: int | Array) -> Array:
+    """The square root of Krum's score: of the sum of squared distances to the n - f - 2 closest others.
+
+    It orders rows as the score does, and leaves the range of floats only where distances do: the
+    squares of distances of 1e-25, or 1e25, are beyond it.
 
     Args:
-      distances: (n, n) squared distances, symmetric, +inf to absent rows.
+      distances: (n, n) of ``pairwise_distances``: not squared, symmetric, +inf to absent rows.
       present: (n,) bool.
       f: number of malicious rows assumed; at least one neighbour is always counted.
 
     Returns:
       (n,), +inf for absent rows only.
+
+    Raises:
+      ValueError: for other shapes, or f < 0.
     """
+    distances, present = _square("root_krum_scores", distances, present, f)
     n = distances.shape[0]
     neighbours = jnp.maximum(jnp.sum(present) - f - 2, 1)
     others = jnp.where(jnp.eye(n, dtype=bool), jnp.inf, distances)
-    closest = jnp.where(jnp.arange(n)[:, None] < neighbours, sort_clients(others), 0)
-    largest = jnp.finfo(distances.dtype).max
-    return jnp.where(present, jnp.minimum(jnp.sum(closest, axis=0), largest), jnp.inf)
+    return jnp.where(present, _root_sums(sort_clients(others).T, neighbours), jnp.inf)
 
 
-def krum(f: int) -> Aggregator:
+def _square(what: str, distances: Array, present: Array, f: int | Array) -> tuple[Array, Array]:
+    distances, _ = checks.matrix(what, distances, present)
+    checks.count(what, f=f)
+    if distances.shape[0] != distances.shape[1]:
+        raise ValueError(f"{what} needs distances (n, n), got shape {distances.shape}")
+    return jax.lax.stop_gradient(distances), jnp.asarray(present) > 0
+
+
+def _root_sums(ascending: Array, number: Array) -> Array:
+    """Roots of the sums of the squares of each row's first numbers: (r, n) ascending, () -> (r,).
+
+    In units of the last one, a power of two, so that squares are rounded as they would be without.
+    """
+    counted = jnp.arange(ascending.shape[1]) < number
+    last = jnp.take(ascending, number - 1, axis=1, mode="clip")
+    unit, inverse = power_of_two(last)
+    squares = jnp.square(jnp.where(counted, ascending, 0) * inverse[:, None])
+    return jnp.minimum(unit * jnp.sqrt(jnp.sum(squares, axis=1)), jnp.finfo(ascending.dtype).max)
+
+
+@same_for_equal_arguments
+def krum(f: int | Array) -> Aggregator:
     """Krum: the row with the lowest score; the first of several equal ones.
 
+    Distances are those of ``robust_stats.pairwise_distances``: the score of the chosen row is at most
+    1.004 times the lowest one, whatever rows the attackers send.
+
     Args:
-      f: number of malicious rows assumed, 0 <= f < (n - 2) / 2.
+      f: number of malicious rows assumed, 0 <= f < (n - 2) / 2. It may be traced; a traced f is not
+        checked.
 
     Raises:
       ValueError: if f < 0, or n <= 2f + 2 when called.
@@ -56,114 +91,143 @@ def krum(f: int) -> Aggregator:
     return multi_krum(f, m=1, name="krum")
 
 
-def multi_krum(f: int, m: int | None = None, *, name: str = "multi_krum") -> Aggregator:
+@same_for_equal_arguments
+def multi_krum(
+    f: int | Array, m: int | Array | None = None, *, name: str = "multi_krum"
+) -> Aggregator:
     """Multi-Krum: the mean of the m rows with the lowest scores (Blanchard et al., section 4).
 
     Args:
       f: number of malicious rows assumed, 0 <= f < (n - 2) / 2.
-      m: rows selected, 1 <= m <= n - f; default n - f.
+      m: rows selected, 1 <= m <= n - f; default n - f. Both may be traced, and are not checked then.
       name: what errors call the rule.
 
     Raises:
       ValueError: if f < 0 or m < 1, or when called n <= 2f + 2 or m > n - f.
     """
-    if f < 0:
-        raise ValueError(f"{name} needs f >= 0, got f={f}")
-    if m is not None and m < 1:
-        raise ValueError(f"{name} needs m >= 1, got m={m}")
+    checks.count(name, f=f)
+    if m is not None:
+        checks.count(name, 1, m=m)
+    f = _plain(f)
+    m = _plain(m)
+    one = checks.is_known(m) and m == 1
 
-    def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
+    def prepare(received: Received) -> tuple[Array, Array, Array]:
         updates, weights = drop_non_finite(received.updates, received.weights)
         n = updates.shape[0]
-        if n <= 2 * f + 2:
+        if checks.is_known(f) and n <= 2 * f + 2:
             raise ValueError(f"{name} needs n > 2f + 2, got n={n}, f={f}")
-        if m is not None and m > n - f:
+        if m is not None and checks.is_known(f) and checks.is_known(m) and m > n - f:
             raise ValueError(f"{name} needs m <= n - f, got m={m}, n={n}, f={f}")
         present = weights > 0
-        scores = krum_scores(pairwise_squared_distances(updates, present), present, f)
-        if m == 1:
+        return updates, present, pairwise_distances(jax.lax.stop_gradient(updates), present)
+
+    def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
+        updates, present, distances = prepare(received)
+        scores = root_krum_scores(distances, present, f)
+        if one:
             best = jnp.argmin(scores)
-            return updates[best], state, {"selected": (jnp.arange(n) == best) & present}
+            selected = (jnp.arange(len(present)) == best) & present
+            return updates[best], state, {"selected": selected}
         number = jnp.maximum(jnp.sum(present) - f, 1) if m is None else m
         rank = jnp.argsort(jnp.argsort(scores))
         selected = (rank < number) & present
-        return weighted_mean(updates, selected.astype(updates.dtype)), state, {"selected": selected}
+        return weighted_mean(updates, selected), state, {"selected": selected}
 
     def leave_one_out(received: Received, state: State) -> Array:
-        updates, weights = drop_non_finite(received.updates, received.weights)
-        present = weights > 0
-        distances = pairwise_squared_distances(updates, present)
-        scores = krum_scores_without_each(distances, present, f)
-        if m == 1:
+        updates, present, distances = prepare(received)
+        scores = root_krum_scores_without_each(distances, present, f)
+        if one:
             return updates[jnp.argmin(scores, axis=1)]
         others = jnp.sum(present) - present
         number = jnp.maximum(others - f, 1) if m is None else jnp.full_like(others, m)
         rank = jnp.argsort(jnp.argsort(scores, axis=1), axis=1)
         selected = (rank < number[:, None]) & jnp.isfinite(scores)
-        shares = selected / jnp.maximum(jnp.sum(selected, axis=1, keepdims=True), 1)
-        return jnp.dot(shares.astype(updates.dtype), updates, precision="highest")
+        return jax.vmap(weighted_mean, in_axes=(None, 0))(updates, selected)
 
-    return Aggregator(stateless, aggregate, leave_one_out)
+    return Aggregator(no_state, aggregate, leave_one_out)
 
 
-def krum_scores_without_each(distances: Array, present: Array, f: int | Array) -> Array:
-    """Krum's scores after each row in turn has been deleted, from one sort.
+def _plain(number: Any) -> Any:
+    """A Python integer, of what is a number and known."""
+    return int(number) if number is not None and checks.is_known(number) else number
+
+
+def root_krum_scores_without_each(distances: Array, present: Array, f: int | Array) -> Array:
+    """``root_krum_scores`` after each row in turn has been deleted, from one sort.
 
     Args:
-      distances, present, f: as in ``krum_scores``.
+      distances, present, f: as in ``root_krum_scores``.
 
     Returns:
       (n, n): entry (i, j) is row j's score without row i, +inf for absent rows and j = i.
+
+    Raises:
+      ValueError: for other shapes, or f < 0.
     """
+    distances, present = _square("root_krum_scores_without_each", distances, present, f)
     n = distances.shape[0]
     neighbours = jnp.maximum(jnp.sum(present) - 1 - f - 2, 1)
     others = jnp.where(jnp.eye(n, dtype=bool), jnp.inf, distances)
     order = jnp.argsort(others, axis=1)
     rank = jnp.argsort(order, axis=1)  # (j, i): how many rows are closer to j than i is
-    # Without i, row j keeps all but one of its neighbours + 1 closest rows: all but i, or the last of
-    # them. What comes before i and after i is summed apart: a total minus i's distance would lose the
-    # others beside a huge one.
-    closest = jnp.take_along_axis(others, order, axis=1)
-    closest = jnp.where(jnp.arange(n) <= neighbours, closest, 0)
-    nearer = jnp.pad(jnp.cumsum(closest, axis=1), ((0, 0), (1, 0)))
-    farther = jnp.pad(jnp.cumsum(closest[:, :0:-1], axis=1)[:, ::-1], ((0, 0), (0, 1)))
+    ascending = jnp.take_along_axis(others, order, axis=1)
+    # Without one of its neighbours, row j counts the next one, too. What comes before i and after i is
+    # summed apart: a total minus i's distance would lose the others beside a huge one.
+    unit, inverse = power_of_two(jnp.take(ascending, neighbours, axis=1, mode="clip"))
+    counted = jnp.where(jnp.arange(n) <= neighbours, ascending, 0)
+    squares = jnp.square(counted * inverse[:, None])
+    nearer = jnp.pad(jnp.cumsum(squares, axis=1), ((0, 0), (1, 0)))
+    farther = jnp.pad(jnp.cumsum(squares[:, :0:-1], axis=1)[:, ::-1], ((0, 0), (0, 1)))
     left_out = jnp.minimum(rank, neighbours)
-    scores = jnp.take_along_axis(nearer, left_out, axis=1)
-    scores += jnp.take_along_axis(farther, left_out, axis=1)
+    sums = jnp.take_along_axis(nearer, left_out, axis=1)
+    sums += jnp.take_along_axis(farther, left_out, axis=1)
+    without_one = unit[:, None] * jnp.sqrt(sums)
+    # Without a row that is no neighbour, its score is what it was.
+    unchanged = _root_sums(ascending, neighbours)[:, None]
+    scores = jnp.where(rank < neighbours, without_one, unchanged).T
     largest = jnp.finfo(distances.dtype).max
     valid = present[None, :] & ~jnp.eye(n, dtype=bool)
-    return jnp.where(valid, jnp.minimum(scores.T, largest), jnp.inf)
+    return jnp.where(valid, jnp.minimum(scores, largest), jnp.inf)
 
 
-def bulyan_selection(distances: Array, present: Array, f: int, theta: int) -> tuple[Array, Array]:
+def bulyan_selection(
+    distances: Array, present: Array, f: int | Array, theta: int
+) -> tuple[Array, Array]:
     """Bulyan's first step: theta times, Krum's choice among the remaining rows is moved to the selection.
 
     Among r remaining rows Krum counts r - f - 2 neighbours, at least 1.
 
     Args:
-      distances: (n, n) squared distances, +inf to absent rows.
+      distances: (n, n) of ``pairwise_distances``: not squared, +inf to absent rows.
       present: (n,) bool.
       f: number of malicious rows assumed.
-      theta: rows to select (static).
+      theta: rows to select (static), 1 <= theta <= n.
 
     Returns:
       (theta,) int32 rows in the order of selection, and (theta,) bool: False where none was left.
+
+    Raises:
+      ValueError: for other shapes, or numbers that are out of range.
     """
+    distances, present = _square("bulyan_selection", distances, present, f)
     n = distances.shape[0]
-    distances = jnp.where(jnp.eye(n, dtype=bool), jnp.inf, jax.lax.stop_gradient(distances))
+    checks.static_count("bulyan_selection", 1, theta=theta)
+    if theta > n:
+        raise ValueError(f"bulyan_selection needs theta <= n, got theta={theta}, n={n}")
+    distances = jnp.where(jnp.eye(n, dtype=bool), jnp.inf, distances)
     order = jnp.argsort(distances, axis=1)  # each row's neighbours, closest first: sorted only once
     ascending = jnp.take_along_axis(distances, order, axis=1)
     place = jnp.argsort(order, axis=1)  # (j, i): where i stands in the list of j
     # Absent rows stand last, at infinite distance, and are never counted while enough rows remain.
-    largest = jnp.finfo(distances.dtype).max
     slots = jnp.arange(n)
     Carry = tuple[Array, Array, Array, Array, Array]
 
     def select(i: Array, carry: Carry) -> Carry:
         remaining, ascending, place, chosen, valid = carry
         neighbours = jnp.maximum(jnp.sum(remaining) - f - 2, 1)
-        scores = jnp.sum(jnp.where(slots < neighbours, ascending, 0), axis=1)
-        best = jnp.argmin(jnp.where(remaining, jnp.minimum(scores, largest), jnp.inf))
+        scores = _root_sums(ascending, neighbours)
+        best = jnp.argmin(jnp.where(remaining, scores, jnp.inf))
         chosen, valid = chosen.at[i].set(best.astype(jnp.int32)), valid.at[i].set(remaining[best])
         # Strike the chosen row from every list: what stands behind it moves up.
         gap = place[:, best][:, None]
@@ -177,39 +241,41 @@ def bulyan_selection(distances: Array, present: Array, f: int, theta: int) -> tu
     return chosen, valid
 
 
-def bulyan(f: int) -> Aggregator:
+@same_for_equal_arguments
+def bulyan(f: int | Array) -> Aggregator:
     """Bulyan: theta = n - 2f rows picked one by one by Krum, then per coordinate the mean of the
     theta - 2f values closest to their median (of two equally close ones the lower).
 
     Args:
-      f: number of malicious rows assumed, 0 <= f <= (n - 3) / 4.
+      f: number of malicious rows assumed, 0 <= f <= (n - 3) / 4. It may be traced, and is not checked
+        then.
 
     Raises:
       ValueError: if f < 0, or n < 4f + 3 when called.
     """
-    if f < 0:
-        raise ValueError(f"bulyan needs f >= 0, got f={f}")
+    checks.count("bulyan", f=f)
+    f = _plain(f)
 
     def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
         updates, weights = drop_non_finite(received.updates, received.weights)
         n = updates.shape[0]
-        if n < 4 * f + 3:
+        if checks.is_known(f) and n < 4 * f + 3:
             raise ValueError(f"bulyan needs n >= 4f + 3, got n={n}, f={f}")
         present = weights > 0
-        distances = pairwise_squared_distances(updates, present)
-        theta = n - 2 * f
+        distances = pairwise_distances(jax.lax.stop_gradient(updates), present)
+        theta = n - 2 * f if checks.is_known(f) else n
         chosen, valid = bulyan_selection(distances, present, f, theta)
-        # With absent rows n - 2f is smaller than the static theta; the last ones chosen do not count.
+        # theta is an upper bound if f is traced or rows are absent; the last ones do not count then.
         valid &= jnp.arange(theta) < jnp.maximum(jnp.sum(present) - 2 * f, 1)
         rows = updates[chosen]
         result = mean_around_median(rows, valid, 2 * f)
         selected = jnp.zeros(n, bool).at[chosen].max(valid)
         return result, state, {"selected": selected}
 
-    return Aggregator(stateless, aggregate)
+    return Aggregator(no_state, aggregate)
 
 
-def mean_around_median(x: Array, present: Array, dropped: int) -> Array:
+def mean_around_median(x: Array, present: Array, dropped: int | Array) -> Array:
     """Per coordinate, the mean of all but ``dropped`` values: those closest to the median are kept.
 
     In sorted order they are neighbours, so it is enough to find where their window starts.
@@ -219,14 +285,21 @@ def mean_around_median(x: Array, present: Array, dropped: int) -> Array:
       present: (n,) bool.
       dropped: values left out, 0 <= dropped < n; at least one value is kept.
 
+    Raises:
+      ValueError: for other shapes, or a number that is out of range.
+
     Returns:
       (d,); zero if no row is present.
     """
+    x, _ = checks.matrix("mean_around_median", x, present)
     n = x.shape[0]
+    checks.count("mean_around_median", dropped=dropped)
+    if checks.is_known(dropped) and dropped >= n:
+        raise ValueError(f"mean_around_median needs dropped < n, got dropped={dropped}, n={n}")
     values, start, count = sort_present(x, present)
     middle = middle_of_sorted(values, start, count)
     kept = jnp.maximum(count - dropped, 1)
-    shifts = jnp.arange(dropped)
+    shifts = jnp.arange(int(dropped) if checks.is_known(dropped) else n - 1)
     left = jnp.take(values, start + shifts, axis=0, mode="clip")
     right = jnp.take(values, start + shifts + kept, axis=0, mode="clip")
     # Moving the window up by one trades `left` for `right`; it pays if `right` is closer. Their mean is
@@ -235,4 +308,7 @@ def mean_around_median(x: Array, present: Array, dropped: int) -> Array:
     begin = start + jnp.sum(better, axis=0)
     rank = jnp.arange(n)[:, None]
     window = (rank >= begin) & (rank < begin + jnp.minimum(kept, count))
-    return jnp.sum(jnp.where(window, values, 0), axis=0) / kept
+    # Divided before the sum, which could overflow; float16 is summed in float32.
+    shares = jnp.where(window, values / kept.astype(values.dtype), 0)
+    exact = jnp.promote_types(values.dtype, jnp.float32)
+    return jnp.sum(shares, axis=0, dtype=exact).astype(values.dtype)

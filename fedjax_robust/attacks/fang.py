@@ -21,26 +21,26 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fedjax_robust.aggregators.krum import krum_scores
+from fedjax_robust import checks
+from fedjax_robust.aggregators.krum import root_krum_scores
 from fedjax_robust.attacks.crafted import moments
-from fedjax_robust.robust_stats import changing_direction, pairwise_squared_distances
-from fedjax_robust.sorting import sort_clients
-from fedjax_robust.types import (
-    Aggregator,
-    Array,
-    Attack,
-    AttackerView,
-    Key,
-    Knowledge,
-    State,
-    is_number,
+from fedjax_robust.memo import same_for_equal_arguments
+from fedjax_robust.robust_stats import (
+    changing_direction,
+    coordinate_median,
+    direction_and_length,
+    pairwise_distances,
+    power_of_two,
 )
+from fedjax_robust.sorting import sort_clients
+from fedjax_robust.types import Aggregator, Array, Attack, AttackerView, Key, Knowledge, State
 
 Direction = Callable[[Array], Array]
 
 
+@same_for_equal_arguments
 def fang_krum_full(
-    f: int | None = None,
+    f: int | Array | None = None,
     *,
     epsilon: float | Array = 0.01,
     threshold: float | Array = 1e-5,
@@ -55,25 +55,41 @@ def fang_krum_full(
     Needs ``Knowledge(others=True)``; the rule is assumed to be Krum, whatever the server runs.
 
     Args:
-      f: the f of the attacked Krum; default the number of malicious clients in the round.
+      f: the f of the attacked Krum, 0 <= f < (n - 2) / 2; default the number of malicious clients in
+        the round. It may be traced, and is not checked then.
       epsilon: radius of the ball around the first crafted model, in units of the model, >= 0.
-      threshold: lambda at which the search ends, > 0.
+      threshold: lambda at which the search ends, >= 0 (at 0 it ends at the smallest float).
       direction: before-attack change (d,) -> s (d,) of +-1; ``jnp.ones_like`` is the deviation goal
         (appendix B).
       before: the rule whose aggregate of the before-attack updates is that change; None is Krum, as
         section 3.1 defines s. ``aggregators.mean()`` comes closest to the printed errors of Krum and
         Bulyan (experiments/README.md, Tables 2a and 7b).
+
+    Raises:
+      ValueError: for numbers out of range; when called, if n <= 2f + 2, or if ``direction`` returns
+        another shape.
+      TypeError: if ``direction`` is no function, or ``before`` no rule.
     """
+    if f is not None:
+        checks.count("fang_krum_full", f=f)
+    _check_search("fang_krum_full", epsilon, threshold, direction)
+    checks.part("fang_krum_full", Aggregator, before=before, optional=True)
 
     def craft(view: AttackerView, state: State) -> tuple[Array, State]:
+        n = view.updates.shape[0]
+        if f is not None and checks.is_known(f) and n <= 2 * f + 2:
+            raise ValueError(
+                f"fang_krum_full needs n > 2f + 2, as Krum does, got n={n}, f={f}; f=None takes the "
+                "number of malicious clients"
+            )
         copies = jnp.sum(view.malicious)
         assumed = copies if f is None else f
         if before is None:
-            distances = pairwise_squared_distances(view.updates, view.visible)
-            change = view.updates[jnp.argmin(krum_scores(distances, view.visible, assumed))]
+            distances = pairwise_distances(view.updates, view.visible)
+            change = view.updates[jnp.argmin(root_krum_scores(distances, view.visible, assumed))]
         else:
             change = before(view.updates, view.visible)
-        s = direction(change)
+        s = _directed(direction, change)
         search = _Search(view.updates, view.visible & ~view.malicious, s)
         lam, _ = search.largest(copies, assumed, threshold)
         return _surround(view, -lam * s, epsilon), state
@@ -81,6 +97,20 @@ def fang_krum_full(
     return Attack(craft=craft, needs=Knowledge(others=True))
 
 
+def _check_search(
+    what: str, epsilon: float | Array, threshold: float | Array, direction: Direction
+) -> None:
+    checks.not_negative(what, epsilon=epsilon, threshold=threshold)
+    checks.function(what, direction=direction)
+
+
+def _directed(direction: Direction, change: Array) -> Array:
+    s = direction(change)
+    checks.returned("direction", s, change.shape)
+    return s.astype(change.dtype)
+
+
+@same_for_equal_arguments
 def fang_krum_partial(
     *,
     epsilon: float | Array = 0.01,
@@ -101,19 +131,27 @@ def fang_krum_partial(
     Args:
       epsilon: as in ``fang_krum_full``.
       threshold: as in ``fang_krum_full``.
-      simulated_f: number of crafted copies () -> f of the simulated Krum.
+      simulated_f: number of crafted copies () -> f of the simulated Krum, a whole number >= 0.
       direction: as in ``fang_krum_full``.
+
+    Raises:
+      ValueError: for numbers out of range; when called, if ``direction`` returns another shape.
+      TypeError: if ``direction`` or ``simulated_f`` is no function.
     """
+    _check_search("fang_krum_partial", epsilon, threshold, direction)
+    checks.function("fang_krum_partial", simulated_f=simulated_f)
 
     def craft(view: AttackerView, state: State) -> tuple[Array, State]:
         own = view.updates[: view.num_malicious]
         rows = view.malicious[: view.num_malicious]
         number = jnp.sum(rows)
-        s = direction(moments(own, rows)[0])
+        s = _directed(direction, moments(own, rows)[0])
         search = _Search(own, rows, s)
 
         def search_with(copies: Array) -> tuple[Array, Array, Array]:
-            lam, found = search.largest(copies, simulated_f(copies), threshold)
+            f = simulated_f(copies)
+            checks.count("simulated_f, which returns the simulated Krum's f,", f=f)
+            lam, found = search.largest(copies, f, threshold)
             return copies, lam, found
 
         _, lam, _ = jax.lax.while_loop(
@@ -129,25 +167,34 @@ def fang_krum_partial(
 class _Search:
     """The search for lambda among honest rows; needs no pass over the parameters per candidate.
 
-    The crafted model -lambda s is at squared distance lambda^2 |s|^2 + 2 lambda s.u + |u|^2 from an
-    honest update u, so two scalars per row are enough.
+    An honest update is u = a s + v with v orthogonal to s, so that the crafted model -lambda s is at
+    squared distance |s|^2 (lambda + a)^2 + |v|^2 from it, and two scalars per row are enough. (With
+    2 lambda s.u + |u|^2 instead, small distances would be lost in the rounding of large squares.)
+    Everything is in units of the typical honest update, so that squares stay within the range of
+    floats; rows that leave it are infinitely far from everything.
     """
 
     def __init__(self, honest: Array, rows: Array, s: Array):
         """honest (n, d); rows (n,) bool, which of them count; s (d,)."""
         n = honest.shape[0]
+        honest = honest.astype(jnp.promote_types(honest.dtype, jnp.float32))
+        s = s.astype(honest.dtype)
         self.rows = rows
         self.number = jnp.sum(rows)
-        self.squares = jnp.sum(jnp.square(honest), axis=1)
-        self.near = rows & jnp.isfinite(
-            self.squares
-        )  # the others are infinitely far from everything
-        self.along = jnp.dot(honest, s, precision="highest")
         self.length = jnp.sum(jnp.square(s))
-        distances = jnp.where(
-            jnp.eye(n, dtype=bool), jnp.inf, pairwise_squared_distances(honest, rows)
-        )
-        ascending = sort_clients(distances).T  # symmetric: a row's distances are a column's
+        along = jnp.dot(honest, s / jnp.maximum(self.length, 1), precision="highest")
+        along = jnp.where(rows, along * jnp.maximum(1 / self.length, 1), 0)
+        along = jnp.where(self.length > 0, along, 0)
+        across = direction_and_length(jnp.where(rows[:, None], honest - along[:, None] * s, 0))[1]
+        sizes = jnp.maximum(across, jnp.abs(along) * jnp.sqrt(self.length))
+        self.unit, self.inverse = power_of_two(coordinate_median(sizes[:, None], rows)[0])
+        self.along = along * self.inverse
+        self.across = jnp.square(across * self.inverse)
+        self.squares = self.length * jnp.square(self.along) + self.across
+        self.near = rows & jnp.isfinite(self.squares)
+        distances = pairwise_distances(honest, rows) * self.inverse
+        squares = jnp.where(jnp.eye(n, dtype=bool), jnp.inf, jnp.square(distances))
+        ascending = sort_clients(squares).T  # symmetric: a row's distances are a column's
         self.sums = jnp.pad(jnp.cumsum(ascending, axis=1), ((0, 0), (1, 0)))  # of the k closest
 
     def largest(
@@ -158,7 +205,8 @@ class _Search:
         The bound is tried first, however small; what is below the threshold later is not tried.
         """
         neighbours = jnp.maximum(self.number + copies - f - 2, 1)
-        threshold = jnp.maximum(threshold, jnp.finfo(self.squares.dtype).tiny)  # 0 is never passed
+        # 0 is never passed.
+        threshold = jnp.maximum(threshold * self.inverse, jnp.finfo(self.squares.dtype).tiny)
 
         def halve(carry: tuple[Array, Array]) -> tuple[Array, Array]:
             lam = carry[0] / 2
@@ -166,10 +214,13 @@ class _Search:
 
         lam = self.bound(copies, neighbours)
         start = lam, self.krum_picks_crafted(lam, copies, neighbours)
-        return jax.lax.while_loop(lambda carry: ~carry[1] & (carry[0] >= threshold), halve, start)
+        lam, found = jax.lax.while_loop(
+            lambda carry: ~carry[1] & (carry[0] >= threshold), halve, start
+        )
+        return lam * self.unit, found
 
     def bound(self, copies: Array, neighbours: Array) -> Array:
-        """Theorem 1 (eq. 3), for any number of copies and neighbours.
+        """Theorem 1 (eq. 3), for any number of copies and neighbours, in the search's unit.
 
         With f < copies - 1 Krum counts more neighbours than there are other honest rows; then all of
         them are summed, which is a starting point rather than a bound.
@@ -185,7 +236,8 @@ class _Search:
 
     def krum_picks_crafted(self, lam: Array, copies: Array, neighbours: Array) -> Array:
         n = self.squares.shape[0]
-        to_crafted = jnp.maximum(lam**2 * self.length + 2 * lam * self.along + self.squares, 0)
+        """lam is in the search's unit."""
+        to_crafted = self.length * jnp.square(lam + self.along) + self.across
         to_crafted = jnp.where(self.near, to_crafted, jnp.inf)
         rank = jnp.arange(n)
         honest_neighbours = neighbours - (copies - 1)
@@ -203,6 +255,7 @@ class _Search:
 
 def _surround(view: AttackerView, centre: Array, epsilon: float | Array) -> Array:
     """The first malicious row at ``centre`` (d,), the others uniform in the epsilon-ball around it."""
+    centre = centre.astype(view.updates.dtype)
     shape = (view.num_malicious, centre.shape[0])
     return centre + _in_ball(view.key, shape, centre.dtype, epsilon).at[0].set(0)
 
@@ -213,9 +266,11 @@ def _in_ball(key: Key, shape: tuple[int, int], dtype: jnp.dtype, radius: float |
     directions = jax.random.normal(direction_key, shape, dtype)
     norms = jnp.linalg.norm(directions, axis=1, keepdims=True)
     lengths = radius * jax.random.uniform(length_key, (shape[0], 1), dtype) ** (1 / shape[1])
+    lengths = lengths.astype(dtype)
     return directions / jnp.maximum(norms, jnp.finfo(dtype).tiny) * lengths
 
 
+@same_for_equal_arguments
 def fang_trim_full(
     b: float | Array = 2.0, *, before: Aggregator | None = None, on_updates: bool = False
 ) -> Attack:
@@ -238,14 +293,15 @@ def fang_trim_full(
         gradients does. The same for trimmed mean and median, not for the mean or FLTrust.
 
     Raises:
-      ValueError: if b <= 1.
+      ValueError: if b <= 1 or not finite; when called, if it needs the rule and is not given it.
+      TypeError: if b is no number, or ``before`` no rule.
     """
-    _check_b(b)
+    _check_b("fang_trim_full", b)
+    checks.part("fang_trim_full", Aggregator, before=before, optional=True)
 
     def craft(view: AttackerView, state: State) -> tuple[Array, State]:
         if before is None:
-            assert view.aggregate is not None
-            change = view.aggregate(view.updates)
+            change = _rule_of(view, "fang_trim_full")(view.updates)
         else:
             change = before(view.updates, view.visible)
         decreases = changing_direction(change) < 0
@@ -255,6 +311,7 @@ def fang_trim_full(
     return Attack(craft=craft, needs=Knowledge(others=True, rule=before is None))
 
 
+@same_for_equal_arguments
 def fang_trim_partial(low: float | Array = 3.0, high: float | Array = 4.0) -> Attack:
     """Trimmed-mean attack with partial knowledge (section 3.3); also the median's (section 3.4).
 
@@ -267,9 +324,11 @@ def fang_trim_partial(low: float | Array = 3.0, high: float | Array = 4.0) -> At
 
     Raises:
       ValueError: if they are out of range.
+      TypeError: if they are no numbers.
     """
-    numbers = is_number(low) and is_number(high)
-    if numbers and not 0 <= low <= high:
+    checks.finite("fang_trim_partial", low=low, high=high)
+    both = checks.is_known(low) and checks.is_known(high)
+    if (checks.is_known(low) and low < 0) or (both and low > high):
         raise ValueError(f"fang_trim_partial needs 0 <= low <= high, got low={low}, high={high}")
 
     def craft(view: AttackerView, state: State) -> tuple[Array, State]:
@@ -282,24 +341,29 @@ def fang_trim_partial(low: float | Array = 3.0, high: float | Array = 4.0) -> At
     return Attack(craft=craft)
 
 
+@same_for_equal_arguments
 def fang_trim_deviation(b: float | Array = 2.0, *, on_updates: bool = False) -> Attack:
     """Trimmed-mean attack for the deviation goal (appendix B): beyond the honest maximum or below the
     minimum, whichever moves the aggregate further from the one without attack, coordinate by
     coordinate. Needs ``Knowledge(others=True, rule=True)``; arguments as in ``fang_trim_full``.
 
     The two sides are compared with all malicious values at the honest maximum or minimum.
+
+    Raises:
+      ValueError: if b <= 1 or not finite; when called, if it is not given the rule.
+      TypeError: if b is no number.
     """
-    _check_b(b)
+    _check_b("fang_trim_deviation", b)
 
     def craft(view: AttackerView, state: State) -> tuple[Array, State]:
-        assert view.aggregate is not None
+        rule = _rule_of(view, "fang_trim_deviation")
         honest = view.visible & ~view.malicious
         largest, smallest = _extremes(view.updates, honest)
-        before = view.aggregate(view.updates)
+        before = rule(view.updates)
 
         def deviation(value: Array) -> Array:
             attacked = jnp.where(view.malicious[:, None], value, view.updates)
-            return jnp.abs(view.aggregate(attacked) - before)  # type: ignore[misc]
+            return jnp.abs(rule(attacked) - before)
 
         above, below = _beyond_honest(view, b, on_updates)
         upwards = deviation(largest) >= deviation(smallest)
@@ -311,9 +375,19 @@ def fang_trim_deviation(b: float | Array = 2.0, *, on_updates: bool = False) -> 
 _Interval = tuple[Array, Array]
 
 
-def _check_b(b: float | Array) -> None:
-    if is_number(b) and not b > 1:
-        raise ValueError(f"the trimmed-mean attack needs b > 1, got b={b}")
+def _check_b(what: str, b: float | Array) -> None:
+    checks.finite(what, b=b)
+    if checks.is_known(b) and not b > 1:
+        raise ValueError(f"{what} needs b > 1, got b={b}")
+
+
+def _rule_of(view: AttackerView, what: str) -> Callable[[Array], Array]:
+    if view.aggregate is None:
+        raise ValueError(
+            f"{what} evaluates the server's rule, but the view has none (aggregate is None); grant "
+            "Knowledge(others=True, rule=True)"
+        )
+    return view.aggregate
 
 
 def _extremes(x: Array, rows: Array) -> tuple[Array, Array]:
@@ -341,5 +415,8 @@ def _choose(upwards: Array, above: _Interval, below: _Interval) -> _Interval:
 
 
 def _draw_between(view: AttackerView, low: Array, high: Array) -> Array:
+    # b times an honest value may be beyond the largest float; the server would drop such a row.
+    largest = jnp.finfo(low.dtype).max
+    low, high = jnp.clip(low, -largest, largest), jnp.clip(high, -largest, largest)
     shape = (view.num_malicious, low.shape[0])
     return low + (high - low) * jax.random.uniform(view.key, shape, low.dtype)
