@@ -6,7 +6,8 @@ that the server keeps for itself are set apart before, by ``root_set``.
 
 ``examples`` is a dict of arrays with the examples along the leading axis, as in ``Dataset.train``;
 the functions that look at labels need ``y`` (E,), integers in [0, num_classes). The pool becomes
-JAX arrays once: pass JAX arrays to share one copy between several partitions.
+JAX arrays once: pass JAX arrays to share one copy between several partitions. A partition in which
+nobody owns anything is refused.
 
 All but ``by_user`` can be traced (``jit``, or ``vmap`` over the key, ``p`` or ``alpha``). The width
 of ``index`` must then be known: pass ``capacity``, an upper bound on the examples that one client
@@ -22,6 +23,7 @@ keeps only ``capacity`` of its examples: check ``count.max() < capacity`` on the
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -30,9 +32,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_robust import checks
 from fedjax_robust.types import Array, Batch, FederatedData, Key
 
-ArrayLike = Array | np.ndarray
+ArrayLike = Array | np.ndarray | Sequence[Any]
+"""JAX and NumPy arrays, lists of numbers, and whatever else ``numpy.asarray`` takes, such as columns of
+pandas."""
+
+_LEFT_OVER = 0.1
+"""``dirichlet_truncated`` warns if nobody owns more than this share of the examples."""
 
 
 def from_owner(
@@ -55,38 +63,49 @@ def from_owner(
       FederatedData; a client's rows are in increasing order, padding entries of ``index`` are 0.
 
     Raises:
-      ValueError: unequal numbers of examples, an owner out of range, a client with more than
-        ``capacity`` examples, or no capacity under tracing.
+      ValueError: unequal numbers of examples, owners that are not (E,) integers or out of range, nobody
+        who owns anything, a client with more than ``capacity`` examples, or no capacity under tracing.
+      TypeError: something that is no array of numbers, or a number of another type.
     """
-    pool = _pool(examples, num_clients)
+    what = "from_owner"
+    pool, _ = _pool(what, examples)
+    return _owned(what, pool, owner, _clients(what, num_clients), capacity)
+
+
+def _owned(
+    what: str, pool: Batch, owner: ArrayLike, num_clients: int, capacity: int | None
+) -> FederatedData:
+    """``from_owner`` for a pool and a number of clients that are checked."""
     size = _size(pool)
-    if np.shape(owner) != (size,):
-        raise ValueError(
-            f"owner needs one entry per example, ({size},), got shape {np.shape(owner)}"
-        )
-    if not jnp.issubdtype(jnp.asarray(owner).dtype, jnp.integer):
-        raise ValueError(f"owner needs integers, got dtype {jnp.asarray(owner).dtype}")
-    if _concrete(owner):
-        low, high = int(np.asarray(owner).min()), int(np.asarray(owner).max())
+    owner = _integers(what, "owner", owner, size)
+    if checks.is_known(owner):
+        low, high = int(np.min(np.asarray(owner))), int(np.max(np.asarray(owner)))
         if low < -1 or high > num_clients:
             raise ValueError(
-                f"owner must lie in [0, {num_clients}), or be -1 or {num_clients} for no client; "
+                f"{what} needs owner in [0, {num_clients}), or -1 or {num_clients} for no client; "
                 f"got values from {low} to {high}"
             )
+    if capacity is not None:
+        checks.static_count(what, 1, capacity=capacity)
+        capacity = int(capacity)
     order, count = _sort_by_owner(jnp.asarray(owner, jnp.int32), num_clients)
-    largest = int(count.max()) if _concrete(count) else None
+    largest = int(np.max(np.asarray(count))) if checks.is_known(count) else None
+    if largest == 0:
+        raise ValueError(
+            f"{what}: nobody owns anything, all {size} examples are left out; a simulation of it would "
+            "return the initial model"
+        )
     if capacity is None:
         if largest is None:
             raise ValueError(
-                "the largest number of examples of a client is not known under tracing; pass "
+                f"{what}: the largest number of examples of a client is not known under tracing; pass "
                 "capacity, an upper bound on it"
             )
-        capacity = max(largest, 1)
-    if capacity < 1 or (largest is not None and capacity < largest):
+        capacity = largest
+    if largest is not None and capacity < largest:
         raise ValueError(
-            "capacity must be at least the largest number of examples of a client and at least 1, "
-            f"got capacity={capacity}, largest={largest}; pass a larger one, or none outside of "
-            "tracing"
+            f"{what} needs a capacity of at least the largest number of examples of a client, got "
+            f"capacity={capacity}, largest={largest}; pass a larger one, or none outside of tracing"
         )
     index, count = _pad(order, count, capacity)
     return FederatedData(examples=pool, index=index, count=count)
@@ -138,19 +157,18 @@ def by_group(
     Raises:
       ValueError: N < L, p out of range, labels out of range, or as ``from_owner``.
     """
-    pool = _pool(examples, num_clients)
-    y, num_classes = _labels(pool, num_classes)
-    if num_classes < 2:
-        raise ValueError(f"by_group needs num_classes >= 2, got {num_classes}; use iid")
+    what = "by_group"
+    key = checks.key(what, key)
+    pool, y, num_clients, num_classes = _labelled(what, examples, num_clients, num_classes)
+    checks.count(what, 2, remedy="use iid", num_classes=num_classes)
     if num_clients < num_classes:
         raise ValueError(
             "by_group needs at least one client per label, num_clients >= num_classes, got "
             f"num_clients={num_clients}, num_classes={num_classes}"
         )
-    if _concrete(p) and not 0 <= float(p) <= 1:
-        raise ValueError(f"by_group needs 0 <= p <= 1 (1/num_classes is IID), got p={p}")
+    checks.between(what, 0, 1, remedy="1/num_classes is IID", p=p)
     owner = _group_owner(key, y, p, num_clients, num_classes)
-    return from_owner(pool, owner, num_clients, capacity)
+    return _owned(what, pool, owner, num_clients, capacity)
 
 
 @partial(jax.jit, static_argnames=("num_clients", "num_classes"))
@@ -180,10 +198,12 @@ def iid(
     Raises:
       ValueError: as ``from_owner``.
     """
-    pool = _pool(examples, num_clients)
-    size = _size(pool)
+    what = "iid"
+    key = checks.key(what, key)
+    pool, _ = _pool(what, examples)
+    num_clients, size = _clients(what, num_clients), _size(pool)
     capacity = math.ceil(size / num_clients) if capacity is None else capacity
-    return from_owner(pool, _dealt_owner(key, size, num_clients), num_clients, capacity)
+    return _owned(what, pool, _dealt_owner(key, size, num_clients), num_clients, capacity)
 
 
 @partial(jax.jit, static_argnames=("size", "num_clients"))
@@ -222,13 +242,14 @@ def dirichlet_over_clients(
       capacity: see ``from_owner``.
 
     Raises:
-      ValueError: alpha <= 0, labels out of range, or as ``from_owner``.
+      ValueError: alpha out of range, labels out of range, or as ``from_owner``.
     """
-    pool = _pool(examples, num_clients)
-    y, num_classes = _labels(pool, num_classes)
-    _check_alpha("dirichlet_over_clients", alpha)
+    what = "dirichlet_over_clients"
+    key = checks.key(what, key)
+    pool, y, num_clients, num_classes = _labelled(what, examples, num_clients, num_classes)
+    _concentration(what, alpha)
     owner = _over_clients_owner(key, y, alpha, num_clients, num_classes)
-    return from_owner(pool, owner, num_clients, capacity)
+    return _owned(what, pool, owner, num_clients, capacity)
 
 
 @partial(jax.jit, static_argnames=("num_clients", "num_classes"))
@@ -258,7 +279,9 @@ def dirichlet_truncated(
 
     As ``dirichlet_over_clients``, but client u gets round(E_0 s_u) examples of each label, where E_0 is
     the number of examples of label 0, for all labels. Labels with fewer examples are truncated: the
-    clients that come last get less or nothing. What is left over of a label, nobody owns.
+    clients that come last get less or nothing. What is left over of a label, nobody owns; if that is
+    more than a tenth of all examples, because label 0 has fewer than the others, a warning says so (not
+    under tracing).
 
     Args:
       key: JAX key.
@@ -269,13 +292,38 @@ def dirichlet_truncated(
       capacity: see ``from_owner``.
 
     Raises:
-      ValueError: alpha <= 0, labels out of range, or as ``from_owner``.
+      ValueError: alpha out of range, labels out of range, no example of label 0, or as ``from_owner``.
     """
-    pool = _pool(examples, num_clients)
-    y, num_classes = _labels(pool, num_classes)
-    _check_alpha("dirichlet_truncated", alpha)
+    what = "dirichlet_truncated"
+    key = checks.key(what, key)
+    pool, y, num_clients, num_classes = _labelled(what, examples, num_clients, num_classes)
+    _concentration(what, alpha)
+    size = _size(pool)
+    if num_classes * (size + 1) >= 2**31 or size * num_clients >= 2**31:
+        raise ValueError(
+            f"{what} counts in 32 bits and needs num_classes * E and num_clients * E below 2^31, got "
+            f"num_classes={num_classes}, num_clients={num_clients}, E={size}; take fewer examples"
+        )
+    advice = (
+        "number the labels so that label 0 has as many examples as the others, or use "
+        "dirichlet_over_clients, which leaves no example over"
+    )
+    if checks.is_known(y) and not np.any(np.asarray(y) == 0):
+        raise ValueError(
+            f"{what} gives of each label as many examples as label 0 has, and there are none of label "
+            f"0, so that nobody would own anything; {advice}"
+        )
     owner = _truncated_owner(key, y, alpha, num_clients, num_classes)
-    return from_owner(pool, owner, num_clients, capacity)
+    data = _owned(what, pool, owner, num_clients, capacity)
+    if checks.is_known(data.count):
+        left = size - int(np.sum(np.asarray(data.count)))
+        if left > _LEFT_OVER * size:
+            warnings.warn(
+                f"{what} leaves {left:,} of {size:,} examples ({left / size:.0%}) to nobody, because of "
+                f"each label it gives as many as label 0 has; {advice}",
+                stacklevel=2,
+            )
+    return data
 
 
 @partial(jax.jit, static_argnames=("num_clients", "num_classes"))
@@ -334,22 +382,22 @@ def dirichlet_over_classes(
       capacity: see ``from_owner``; default E / N rounded up, also under tracing.
 
     Raises:
-      ValueError: alpha <= 0, a prior of another shape or not > 0, labels out of range, or as
-        ``from_owner``.
+      ValueError: alpha out of range, a prior of another shape, not > 0 or with another sum, labels out
+        of range, or as ``from_owner``.
     """
-    pool = _pool(examples, num_clients)
-    size = _size(pool)
-    y, num_classes = _labels(pool, num_classes)
-    _check_alpha("dirichlet_over_classes", alpha)
-    prior = np.ones(num_classes, np.float32) if prior is None else prior
-    positive = not _concrete(prior) or bool((np.asarray(prior) > 0).all())
-    if np.shape(prior) != (num_classes,) or not positive:
-        raise ValueError(
-            f"dirichlet_over_classes needs a prior > 0 of shape ({num_classes},), got {prior}"
-        )
+    what = "dirichlet_over_classes"
+    key = checks.key(what, key)
+    pool, y, num_clients, num_classes = _labelled(what, examples, num_clients, num_classes)
+    _concentration(what, alpha)
+    if prior is None:
+        prior = np.ones(num_classes, np.float32)
+    else:
+        _check_prior(what, prior, num_classes)
+        if checks.is_known(alpha) and checks.is_known(prior):
+            _concentration(what, float(alpha) * float(np.min(np.asarray(prior))), "alpha * prior")
     owner = _over_classes_owner(key, y, alpha * jnp.asarray(prior), num_clients, num_classes)
-    capacity = math.ceil(size / num_clients) if capacity is None else capacity
-    return from_owner(pool, owner, num_clients, capacity)
+    capacity = math.ceil(_size(pool) / num_clients) if capacity is None else capacity
+    return _owned(what, pool, owner, num_clients, capacity)
 
 
 @partial(jax.jit, static_argnames=("num_clients", "num_classes"))
@@ -404,9 +452,12 @@ def k_labels(
       ValueError: k or N out of range, a label with fewer examples than owners, labels out of range,
         or as ``from_owner``.
     """
-    pool = _pool(examples, num_clients)
-    y, num_classes = _labels(pool, num_classes)
-    if not 1 <= k <= num_classes:
+    what = "k_labels"
+    key = checks.key(what, key)
+    pool, y, num_clients, num_classes = _labelled(what, examples, num_clients, num_classes)
+    checks.static_count(what, 1, k=k)
+    k = int(k)
+    if k > num_classes:
         raise ValueError(
             f"k_labels needs 1 <= k <= num_classes, got k={k}, num_classes={num_classes}"
         )
@@ -416,14 +467,14 @@ def k_labels(
             f"num_clients={num_clients}, k={k}, num_classes={num_classes}"
         )
     owner, owners, class_count = _k_labels_owner(key, y, num_clients, k, num_classes)
-    if _concrete(owners) and bool((class_count < owners).any()):
+    if checks.is_known(owners) and np.any(np.asarray(class_count) < np.asarray(owners)):
         raise ValueError(
             "k_labels needs at least as many examples of a label as it has owners (about "
             "num_clients * k / num_classes), got "
             f"{np.asarray(class_count)} examples for {np.asarray(owners)} owners; take fewer "
             "clients or a smaller k"
         )
-    return from_owner(pool, owner, num_clients, capacity)
+    return _owned(what, pool, owner, num_clients, capacity)
 
 
 @partial(jax.jit, static_argnames=("num_clients", "k", "num_classes"))
@@ -460,16 +511,47 @@ def by_user(
       capacity: see ``from_owner``.
 
     Raises:
-      ValueError: ``users`` is not (E,), or as ``from_owner``.
+      ValueError: ``users`` is not (E,), has fractions, or as ``from_owner``.
+      TypeError: users that are traced, or neither integers nor strings.
     """
-    names = np.asarray(users)
-    size = _size(_pool(examples, 1))
-    if names.shape != (size,):
-        raise ValueError(f"users needs one entry per example, ({size},), got shape {names.shape}")
+    what = "by_user"
+    pool, _ = _pool(what, examples)
+    names = _names(what, users, _size(pool))
     distinct, owner = np.unique(names, return_inverse=True)
     if key is not None:
-        owner = np.asarray(jax.random.permutation(key, len(distinct)))[owner]
-    return from_owner(examples, owner, len(distinct), capacity)
+        owner = np.asarray(jax.random.permutation(checks.key(what, key), len(distinct)))[owner]
+    return _owned(what, pool, owner, len(distinct), capacity)
+
+
+def _names(what: str, users: ArrayLike, size: int) -> np.ndarray:
+    """Users (E,) as integers or strings."""
+    if not checks.is_known(users):
+        raise TypeError(
+            f"{what} needs users that are known, because they set shapes, got a traced array"
+        )
+    if isinstance(users, Mapping | str | bytes):
+        raise TypeError(
+            f"{what} needs users, one entry per example, and then the examples, got users of type "
+            f"{type(users).__name__}"
+        )
+    names = np.asarray(users)
+    if names.dtype.kind in "OT" and all(isinstance(name, str) for name in names.reshape(-1)):
+        names = names.astype(str)
+    elif names.dtype.kind == "O" and all(
+        isinstance(name, int | np.integer) and not isinstance(name, bool)
+        for name in names.reshape(-1)
+    ):
+        names = names.astype(np.int64)
+    if names.shape != (size,):
+        raise ValueError(
+            f"{what} needs users, one entry per example, ({size},), got shape {names.shape}"
+        )
+    if names.dtype.kind not in "iuSU":
+        raise (ValueError if names.dtype.kind == "f" else TypeError)(
+            f"{what} needs users that are integers or strings, got {names.dtype}; rows without a user "
+            "must be left out first"
+        )
+    return names
 
 
 def root_set(
@@ -506,25 +588,26 @@ def root_set(
       ValueError: an argument out of range, a label with fewer examples than it must give (not noticed
         under tracing: other labels fill in), or labels out of range.
     """
-    pool = _pool(examples, 1)
-    y, num_classes = _labels(pool, num_classes)
+    what = "root_set"
+    key = checks.key(what, key)
+    pool, y, _, num_classes = _labelled(what, examples, 1, num_classes)
+    checks.static_count(what, size=size, biased_class=biased_class)
+    size, biased_class = int(size), int(biased_class)
     if not 1 <= size < _size(pool):
         raise ValueError(
             f"root_set needs 1 <= size < E, so that clients have something left, got size={size}, "
             f"E={_size(pool)}"
         )
-    if num_classes < 2 or not 0 <= biased_class < num_classes:
+    if num_classes < 2 or biased_class >= num_classes:
         raise ValueError(
             "root_set needs num_classes >= 2 and biased_class in [0, num_classes), got "
             f"num_classes={num_classes}, biased_class={biased_class}"
         )
-    if p is not None and not 0 <= p <= 1:
-        raise ValueError(f"root_set needs 0 <= p <= 1 (None is 1/num_classes), got p={p}")
-    own = size // num_classes if p is None else int(size * p + 1e-9)  # 100 * 0.29 < 29 in floats
+    own = size // num_classes if p is None else _whole_part(what, size, p)
     others = np.diff((size - own) * np.arange(num_classes) // (num_classes - 1))
     quota = np.insert(others, biased_class, own)
     root, rest, class_count = _root_rows(key, y, jnp.asarray(quota, jnp.int32), size, num_classes)
-    if _concrete(class_count) and bool((class_count < quota).any()):
+    if checks.is_known(class_count) and np.any(np.asarray(class_count) < quota):
         raise ValueError(
             f"root_set needs {quota} examples of the labels, got {np.asarray(class_count)}; take a "
             "smaller size or another p"
@@ -533,6 +616,16 @@ def root_set(
         {name: values[root] for name, values in pool.items()},
         {name: values[rest] for name, values in pool.items()},
     )
+
+
+def _whole_part(what: str, size: int, p: float) -> int:
+    """floor(size * p), where p stands for a decimal that its type may have rounded."""
+    if not checks.is_known(p):
+        raise TypeError(f"{what} needs p to be known, because it sets shapes, got a traced value")
+    checks.between(what, 0, 1, remedy="None is 1/num_classes", p=p)
+    kind = getattr(p, "dtype", np.int32)
+    rounding = float(jnp.finfo(kind).eps) if jnp.issubdtype(kind, jnp.floating) else 0.0
+    return int(size * float(p) * (1 + rounding) + 1e-9)  # 100 * 0.29 < 29 in floats
 
 
 @partial(jax.jit, static_argnames=("size", "num_classes"))
@@ -558,10 +651,26 @@ def stack(parts: Sequence[FederatedData]) -> FederatedData:
       ``count`` (S, N).
 
     Raises:
-      ValueError: no parts, different pools or different numbers of clients.
+      ValueError: no parts, different pools or different numbers of clients, or parts that are stacked.
+      TypeError: parts that are no partitions, or traced.
     """
+    what = "stack"
+    if isinstance(parts, FederatedData) or not isinstance(parts, Sequence):
+        raise TypeError(f"{what} needs a list of partitions, got {type(parts).__name__}")
     if not parts:
-        raise ValueError("stack needs at least one partition, got none")
+        raise ValueError(f"{what} needs at least one partition, got none")
+    for part in parts:
+        checks.part(what, FederatedData, partition=part)
+        if not (checks.is_known(part.index) and checks.is_known(part.count)):
+            raise TypeError(
+                f"{what} needs partitions that are known, got traced ones; use jax.vmap"
+            )
+        checks.partition(what, part.examples, part.index, part.count, ())
+        if np.ndim(part.count) != 1:
+            raise ValueError(
+                f"{what} needs partitions with index (N, m) and count (N,), got one that is stacked "
+                f"already, with count of shape {np.shape(part.count)}"
+            )
     pool = parts[0].examples
     for other in (part.examples for part in parts[1:]):
         same = other.keys() == pool.keys() and all(
@@ -590,54 +699,142 @@ def label_histogram(data: FederatedData, num_classes: int) -> Array:
 
     Returns:
       (N, L) int32; its rows sum to ``data.count``.
+
+    Raises:
+      ValueError: labels out of range, or fields that are no partition.
     """
+    what = "label_histogram"
+    checks.part(what, FederatedData, data=data)
+    checks.static_count(what, 1, num_classes=num_classes)
+    num_classes = int(num_classes)
+    checks.partition(what, data.examples, data.index, data.count, ("y",))
+    if data.index.ndim != 2:
+        raise ValueError(
+            f"{what} needs one partition, index (N, m), got index of shape {data.index.shape}; for "
+            "stacked ones use jax.vmap"
+        )
+    checks.labels(what, data.examples["y"], num_classes=num_classes)
     clients, width = data.index.shape
     valid = jnp.arange(width) < data.count[:, None]
-    label = jnp.where(valid, data.examples["y"][data.index], num_classes)
+    label = jnp.where(valid, jnp.asarray(data.examples["y"])[data.index], num_classes)
     histogram = jnp.zeros((clients, num_classes), jnp.int32)
     return histogram.at[jnp.arange(clients)[:, None], label].add(1, mode="drop")
 
 
-def _concrete(value: Any) -> bool:
-    return not isinstance(value, jax.core.Tracer)
-
-
-def _pool(examples: Mapping[str, ArrayLike], num_clients: int) -> Batch:
-    if num_clients < 1:
-        raise ValueError(f"num_clients must be at least 1, got {num_clients}")
-    sizes = {name: np.shape(array)[:1] for name, array in examples.items()}
-    if len(set(sizes.values())) != 1 or next(iter(sizes.values())) in ((), (0,)):
-        raise ValueError(
-            f"examples must be arrays with one common number of examples, at least 1, got {sizes}"
+def _pool(
+    what: str, examples: Mapping[str, ArrayLike], names: Sequence[str] = ()
+) -> tuple[Batch, dict[str, ArrayLike]]:
+    """The pool as JAX arrays, and as it came in: NumPy arrays are known under tracing, too."""
+    if not isinstance(examples, Mapping):
+        raise TypeError(
+            f"{what} needs examples by name, {{'x': ..., 'y': ...}}, got {type(examples).__name__}"
         )
-    return {name: jnp.asarray(array) for name, array in examples.items()}
+    given: dict[str, ArrayLike] = {
+        name: column if isinstance(column, jax.Array) else _column(what, name, column)
+        for name, column in examples.items()
+    }
+    return checks.examples(what, given, names), given
+
+
+def _column(what: str, name: str, column: Any) -> np.ndarray:
+    try:
+        values = np.asarray(column)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{what} needs {name!r} to be an array of numbers ({error})") from error
+    kept = jax.dtypes.canonicalize_dtype(values.dtype) if values.dtype.kind in "iu" else None
+    if kept is not None and kept.itemsize < values.dtype.itemsize and values.size:
+        low, high, limits = int(values.min()), int(values.max()), np.iinfo(kept)
+        if low < limits.min or high > limits.max:
+            raise ValueError(
+                f"{what}: {name!r} has integers from {low} to {high}, beyond the {kept} of JAX; number "
+                "them from 0, or enable jax_enable_x64"
+            )
+    return values
+
+
+def _labelled(
+    what: str, examples: Mapping[str, ArrayLike], num_clients: int, num_classes: int | None
+) -> tuple[Batch, Array, int, int]:
+    """What every split by label begins with: pool, labels (E,), N and L, all checked."""
+    num_clients = _clients(what, num_clients)
+    if num_classes is not None:
+        checks.static_count(what, 1, num_classes=num_classes)
+        num_classes = int(num_classes)
+    pool, given = _pool(what, examples, ("y",))
+    if (
+        "x" in pool
+        and pool["y"].ndim == 2
+        and pool["x"].shape == pool["y"].shape != (_size(pool), 1)
+    ):
+        raise ValueError(
+            f"{what} needs one label for each example, got sequences of shape {pool['y'].shape}; text is "
+            "split by_user, or with iid"
+        )
+    known = given["y"]
+    checks.labels(what, known, num_classes=num_classes)
+    if num_classes is None:
+        if not checks.is_known(known):
+            raise ValueError(
+                f"{what}: the largest label is not known under tracing; pass num_classes"
+            )
+        num_classes = int(np.max(np.asarray(known))) + 1
+        if num_classes > max(_size(pool), 1000):
+            raise ValueError(
+                f"{what}: labels up to {num_classes - 1} of {_size(pool)} examples; number the classes "
+                "from 0, or pass num_classes"
+            )
+    return pool, pool["y"].astype(jnp.int32), num_clients, num_classes
+
+
+def _clients(what: str, num_clients: int) -> int:
+    checks.static_count(what, 1, num_clients=num_clients)
+    return int(num_clients)
 
 
 def _size(pool: Batch) -> int:
     return int(next(iter(pool.values())).shape[0])
 
 
-def _labels(pool: Batch, num_classes: int | None) -> tuple[Array, int]:
-    y = pool.get("y")
-    if y is None or y.ndim != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
-        got = "none" if y is None else f"shape {y.shape}, dtype {y.dtype}"
-        raise ValueError(f"examples must hold integer labels y (E,), got {got}")
-    if _concrete(y):
-        low, high = int(np.asarray(y).min()), int(np.asarray(y).max())
-        num_classes = high + 1 if num_classes is None else num_classes
-        if low < 0 or high >= num_classes:
-            raise ValueError(
-                f"labels must lie in [0, num_classes), got values from {low} to {high} with "
-                f"num_classes={num_classes}"
-            )
-    elif num_classes is None:
-        raise ValueError("the largest label is not known under tracing; pass num_classes")
-    return y.astype(jnp.int32), num_classes
+def _integers(what: str, name: str, values: ArrayLike, size: int) -> Array | np.ndarray:
+    """One integer for each example, (E,)."""
+    if isinstance(values, Mapping | str | bytes):
+        raise TypeError(
+            f"{what} needs {name} to be an array with an integer for each example, ({size},), got "
+            f"{type(values).__name__}"
+        )
+    result = values if isinstance(values, jax.Array) else np.asarray(values)
+    if result.shape != (size,):
+        raise ValueError(
+            f"{what} needs {name} with one entry per example, ({size},), got shape {result.shape}"
+        )
+    if not jnp.issubdtype(result.dtype, jnp.integer):
+        raise (ValueError if jnp.issubdtype(result.dtype, jnp.floating) else TypeError)(
+            f"{what} needs {name} of integers, got dtype {result.dtype}"
+        )
+    return result
 
 
-def _check_alpha(name: str, alpha: float | Array) -> None:
-    if _concrete(alpha) and not float(alpha) > 0:
-        raise ValueError(f"{name} needs alpha > 0, got alpha={alpha}")
+def _concentration(what: str, alpha: Any, name: str = "alpha") -> None:
+    """A parameter of a Dirichlet distribution, which float32 must be able to hold."""
+    checks.positive(what, **{name: alpha})
+    limits = np.finfo(np.float32)
+    if checks.is_known(alpha) and not limits.tiny <= float(alpha) <= limits.max:
+        raise ValueError(
+            f"{what} needs {name} > 0 in the range of float32, {limits.tiny:.3g} to {limits.max:.3g}, "
+            f"got {name}={alpha}"
+        )
+
+
+def _check_prior(what: str, prior: ArrayLike, num_classes: int) -> None:
+    checks.shaped(what, "prior", prior, (num_classes,))
+    if not checks.is_known(prior):
+        return
+    values = np.asarray(prior, np.float64)
+    if not (values > 0).all() or abs(values.sum() - 1) > 1e-4:  # nor NaN, nor infinite
+        raise ValueError(
+            f"{what} needs a prior > 0 of shape ({num_classes},) that sums to one, got {prior}; "
+            "divide it by its sum"
+        )
 
 
 def _rank_in_class(key: Key, y: Array, num_classes: int) -> tuple[Array, Array]:
