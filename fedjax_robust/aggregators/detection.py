@@ -13,35 +13,25 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from fedjax_robust import checks
+from fedjax_robust.aggregators.base import selecting
 from fedjax_robust.aggregators.basic import mean
+from fedjax_robust.memo import same_for_equal_arguments
 from fedjax_robust.robust_stats import (
     coordinate_median,
     direction_and_length,
-    drop_non_finite,
-    pairwise_squared_distances,
+    pairwise_distances,
+    power_of_two,
 )
-from fedjax_robust.types import Aggregator, Array, Info, Received, State, is_number
-
-Select = Callable[[Array, Array, Received], tuple[Array, Info]]
-"""updates (n, d), present (n,) bool, received -> rows to keep (n,) bool, what to report."""
+from fedjax_robust.types import Aggregator, Array, Info, Received
 
 
-def _selecting(select: Select, base: Aggregator | None) -> Aggregator:
-    """A rule on the rows that ``select`` keeps."""
-    rule = mean() if base is None else base
-
-    def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
-        updates, weights = drop_non_finite(received.updates, received.weights)
-        present = weights > 0
-        keep, report = select(updates, present, received)
-        selected = keep & present
-        rest = received._replace(updates=updates, weights=jnp.where(selected, weights, 0))
-        result, state, info = rule.aggregate(rest, state)
-        return result, state, info | report | {"selected": selected}
-
-    return Aggregator(rule.init, aggregate)
+def _base(what: str, base: Aggregator | None) -> Aggregator:
+    checks.part(what, Aggregator, base=base, optional=True)
+    return mean() if base is None else base
 
 
+@same_for_equal_arguments
 def auror(threshold: float | Array, base: Aggregator | None = None) -> Aggregator:
     """Auror: cluster the clients on the indicative coordinates and drop the smaller cluster.
 
@@ -64,12 +54,13 @@ def auror(threshold: float | Array, base: Aggregator | None = None) -> Aggregato
       base: the rule for the rows that stay; default the mean.
 
     Raises:
-      ValueError: if the threshold is not positive.
+      ValueError: if the threshold is not positive and finite.
+      TypeError: if it is no number, or ``base`` no rule.
     """
-    if is_number(threshold) and not threshold > 0:
-        raise ValueError(f"auror needs threshold > 0, got {threshold}")
+    checks.positive("auror", threshold=threshold)
 
-    def select(updates: Array, present: Array, received: Received) -> tuple[Array, Info]:
+    def select(received: Received) -> tuple[Array, Info]:
+        updates, present = received.updates, received.weights > 0
         indicative = _distance_of_centres(updates, present) > threshold
         second = _two_clusters(jnp.where(indicative, updates, 0), present)
         sizes = jnp.sum(present & ~second), jnp.sum(present & second)
@@ -77,59 +68,71 @@ def auror(threshold: float | Array, base: Aggregator | None = None) -> Aggregato
         drop = jnp.any(indicative) & (sizes[0] != sizes[1]) & smaller
         return ~drop, {"indicative": jnp.sum(indicative)}
 
-    return _selecting(select, base)
+    return selecting(select, _base("auror", base))
 
 
 def _distance_of_centres(updates: Array, present: Array) -> Array:
     """Exact one-dimensional 2-means of each column: the distance of its two means, (n, d) -> (d,).
 
     Of all splits of the sorted values, k-means' sum of squares is least where the variance between the
-    two parts, i (r - i) (difference of means)^2 / r, is largest.
+    two parts, i (r - i) (difference of means)^2 / r, is largest; so is its square root, which does not
+    leave the range of floats.
     """
-    # Absent rows go to the end; all is relative to the median, for the sake of the sums.
-    centred = updates - coordinate_median(updates, present)
-    ascending = jnp.sort(jnp.where(present[:, None], centred, jnp.inf), axis=0)
+    n = updates.shape[0]
+    updates = updates.astype(jnp.promote_types(updates.dtype, jnp.float32))
+    # All is relative to the median, for the sake of the sums, and divided so that they do not overflow.
+    divisor, inverse = power_of_two(jnp.asarray(4.0 * n, updates.dtype))
+    centred = updates * inverse - coordinate_median(updates, present) * inverse
+    ascending = jnp.sort(jnp.where(present[:, None], centred, jnp.inf), axis=0)  # absent rows last
     number = jnp.sum(present)
-    rank = jnp.arange(1, updates.shape[0] + 1)[:, None]
-    inside = rank <= number
-    sums = jnp.cumsum(jnp.where(inside, ascending, 0), axis=0)
+    rank = jnp.arange(1, n + 1)[:, None]
+    values = jnp.where(rank <= number, ascending, 0)
+    lower = jnp.cumsum(values, axis=0)
+    # From the other end: the total minus the lower sum would lose what is small beside it.
+    upper = jnp.cumsum(values[::-1], axis=0)[::-1] - values
     rest = jnp.maximum(number - rank, 1)
-    difference = (sums[-1] - sums) / rest - sums / rank
-    between = jnp.where(rank < number, rank * rest * jnp.square(difference), -1)
+    difference = upper / rest - lower / rank
+    between = jnp.where(rank < number, jnp.sqrt(rank * rest) * difference, -1)
     best = jnp.argmax(between, axis=0)
     chosen = jnp.take_along_axis(difference, best[None], axis=0)[0]
-    return jnp.where(number > 1, chosen, 0)
+    return jnp.where(number > 1, chosen * divisor, 0)
 
 
 def _two_clusters(x: Array, present: Array) -> Array:
     """2-means of the rows by their distances alone: (n, d) -> (n,) bool, who is in the second one."""
-    distances = pairwise_squared_distances(x, present)
-    finite = jnp.where(jnp.isfinite(distances), distances, 0)
-    first, second = jnp.unravel_index(jnp.argmax(finite), finite.shape)
+    distances = pairwise_distances(x, present)
+    both = present[:, None] & present[None, :]
+    # In units of the largest distance, so that squares do not overflow.
+    largest = jnp.max(jnp.where(jnp.isfinite(distances), distances, 0))
+    _, inverse = power_of_two(largest)
+    scaled = jnp.minimum(distances * inverse, 1e9)  # beyond the largest float: far
+    squares = jnp.where(both, jnp.square(scaled), 0)
+    first, second = jnp.unravel_index(jnp.argmax(squares), squares.shape)
 
     def from_centre(members: Array) -> Array:
         share = members / jnp.maximum(jnp.sum(members), 1)
         # |x_i - mean|^2 = mean_j D_ij - mean_jk D_jk / 2
-        mean_distance = jnp.dot(finite, share, precision="highest")
+        mean_distance = jnp.dot(squares, share, precision="highest")
         return mean_distance - 0.5 * jnp.dot(share, mean_distance, precision="highest")
 
     def again(_: int, in_second: Array) -> Array:
-        one = from_centre((present & ~in_second).astype(x.dtype))
-        two = from_centre((present & in_second).astype(x.dtype))
+        one = from_centre((present & ~in_second).astype(squares.dtype))
+        two = from_centre((present & in_second).astype(squares.dtype))
         return present & (two < one)
 
-    start = present & (finite[second] < finite[first])
+    start = present & (squares[second] < squares[first])
     return jax.lax.fori_loop(0, 10, again, start)
 
 
+@same_for_equal_arguments
 def accuracy_auditing(
     accuracy: Callable[[Array], Array], drop: float | Array, base: Aggregator | None = None
 ) -> Aggregator:
     """Accuracy auditing: reject updates whose own model is abnormally bad at the main task.
 
     Bagdasaryan et al., section VI-A; they print no threshold. A row is rejected if the accuracy of
-    the received model plus the row is lower than the median row's by more than ``drop``. Reports
-    ``accuracies`` (n,) besides ``selected``.
+    the received model plus the row is lower than the median row's by more than ``drop``, or is NaN,
+    which does not count in the median. Reports ``accuracies`` (n,) besides ``selected``.
 
     Args:
       accuracy: params (d,) -> accuracy () in [0, 1], on examples of the server.
@@ -137,19 +140,29 @@ def accuracy_auditing(
       base: the rule for the rows that stay; default the mean.
 
     Raises:
-      ValueError: if ``drop`` is out of range.
+      ValueError: if ``drop`` is out of range; when called, if ``accuracy`` returns another shape.
+      TypeError: if ``accuracy`` is no function, ``drop`` no number or ``base`` no rule.
     """
-    if is_number(drop) and not 0 <= drop < 1:
-        raise ValueError(f"accuracy_auditing needs 0 <= drop < 1, got {drop}")
+    checks.function("accuracy_auditing", accuracy=accuracy)
+    checks.between("accuracy_auditing", 0, 1, open_high=True, drop=drop)
 
-    def select(updates: Array, present: Array, received: Received) -> tuple[Array, Info]:
-        accuracies = jax.lax.map(lambda update: accuracy(received.params + update), updates)
-        typical = coordinate_median(accuracies[:, None], present)[0]
+    def accuracy_with(params: Array, update: Array) -> Array:
+        result = accuracy(params + update.astype(params.dtype))
+        checks.returned("accuracy", result, ())
+        return result
+
+    def select(received: Received) -> tuple[Array, Info]:
+        accuracies = jax.lax.map(
+            lambda update: accuracy_with(received.params, update), received.updates
+        )
+        known = (received.weights > 0) & ~jnp.isnan(accuracies)
+        typical = coordinate_median(jnp.where(known, accuracies, 0)[:, None], known)[0]
         return accuracies >= typical - drop, {"accuracies": accuracies}
 
-    return _selecting(select, base)
+    return selecting(select, _base("accuracy_auditing", base))
 
 
+@same_for_equal_arguments
 def sybil_check(largest: float | Array, base: Aggregator | None = None) -> Aggregator:
     """Updates that are too similar to another one are discarded, all of them.
 
@@ -164,20 +177,26 @@ def sybil_check(largest: float | Array, base: Aggregator | None = None) -> Aggre
 
     Raises:
       ValueError: if ``largest`` is out of range.
+      TypeError: if it is no number, or ``base`` no rule.
     """
-    if is_number(largest) and not -1 <= largest <= 1:
-        raise ValueError(f"sybil_check needs -1 <= largest <= 1, got {largest}")
+    checks.between("sybil_check", -1, 1, largest=largest)
 
-    def select(updates: Array, present: Array, received: Received) -> tuple[Array, Info]:
-        unit, _ = direction_and_length(updates)
-        cosines = jnp.dot(unit, unit.T, precision="highest")
-        others = present[None, :] & ~jnp.eye(len(unit), dtype=bool)
-        similarity = jnp.max(jnp.where(others, cosines, -1), axis=1)
-        return similarity <= largest, {"similarity": similarity}
+    def select(received: Received) -> tuple[Array, Info]:
+        exact = jnp.promote_types(received.updates.dtype, jnp.float32)
+        unit, length = direction_and_length(received.updates.astype(exact))
+        # 1 - cosine = |u - v|^2 / 2: of close directions, a product has no digits left.
+        distances = pairwise_distances(unit, received.weights > 0)
+        different = 0.5 * jnp.square(distances)
+        both = (length[:, None] > 0) & (length[None, :] > 0)
+        different = jnp.where(both | jnp.isinf(different), different, 1)  # of a zero row: cosine 0
+        others = (received.weights > 0)[None, :] & ~jnp.eye(len(unit), dtype=bool)
+        least = jnp.min(jnp.where(others, jnp.minimum(different, 2), 2), axis=1)
+        return least >= 1 - largest, {"similarity": 1 - least}
 
-    return _selecting(select, base)
+    return selecting(select, _base("sybil_check", base))
 
 
+@same_for_equal_arguments
 def cosine_to_model(deviations: float | Array = 3.0, base: Aggregator | None = None) -> Aggregator:
     """Submitted models whose direction differs from the others', seen from the previous global model.
 
@@ -186,26 +205,61 @@ def cosine_to_model(deviations: float | Array = 3.0, base: Aggregator | None = N
     its cosine lies further from the median than so many standard deviations, estimated by 1.4826 times
     the median absolute deviation. Reports ``cosines`` (n,) besides ``selected``.
 
-    1 - cosine is 1e-6 and less for short updates, where a cosine in float32 has no digits left: it is
-    computed as |u - v|^2 / 2 of the two unit vectors.
+    1 - cosine is 1e-6 and less for short updates, where a cosine in float32 has no digits left, and nor
+    has G + update: it is computed from the update's parts along G and across it. Where G or L_i is
+    zero, the cosine is 0.
 
     Args:
       deviations: > 0.
       base: the rule for the rows that stay; default the mean.
 
     Raises:
-      ValueError: if ``deviations`` is not positive.
+      ValueError: if ``deviations`` is not positive and finite.
+      TypeError: if it is no number, or ``base`` no rule.
     """
-    if is_number(deviations) and not deviations > 0:
-        raise ValueError(f"cosine_to_model needs deviations > 0, got {deviations}")
+    checks.positive("cosine_to_model", deviations=deviations)
 
-    def select(updates: Array, present: Array, received: Received) -> tuple[Array, Info]:
-        model, _ = direction_and_length(received.params)
-        sent, _ = direction_and_length(received.params + updates)
-        distance = 0.5 * jnp.sum(jnp.square(sent - model), axis=1)
+    def select(received: Received) -> tuple[Array, Info]:
+        present = received.weights > 0
+        distance, unit = _from_cosine(received.updates, received.params, present)
         typical = coordinate_median(distance[:, None], present)[0]
         deviation = jnp.abs(distance - typical)
         spread = 1.4826 * coordinate_median(deviation[:, None], present)[0]
-        return deviation <= deviations * spread, {"cosines": 1 - distance}
+        return deviation <= deviations * spread, {"cosines": 1 - distance * unit}
 
-    return _selecting(select, base)
+    return selecting(select, _base("cosine_to_model", base))
+
+
+def _from_cosine(updates: Array, params: Array, present: Array) -> tuple[Array, Array]:
+    """1 - cos(params + update, params) of the rows, in a unit in which it is not too small for a float.
+
+    With e the direction of params, the model params + update has the parts a = |params| + e . update
+    along e and b across it: 1 - cos = 1 - a / h = b^2 / (h (h + a)), where h = |(a, b)|.
+
+    Args:
+      updates: (n, d).
+      params: (d,).
+      present: (n,) bool.
+
+    Returns:
+      (n,) >= 0, and () the unit.
+    """
+    exact = jnp.promote_types(jnp.promote_types(updates.dtype, params.dtype), jnp.float32)
+    e, length = direction_and_length(params.astype(exact))
+    directions, lengths = direction_and_length(updates.astype(exact))
+    # In units of the longer one of params and update: nothing overflows.
+    longer = jnp.maximum(lengths, length)
+    longer = jnp.where(longer > 0, longer, 1)
+    own, rest = length / longer, lengths / longer
+    along = jnp.dot(directions, e, precision="highest")
+    across = rest * direction_and_length(directions - along[:, None] * e)[1]
+    a = own + rest * along
+    h = direction_and_length(jnp.stack([a, across], axis=1))[1]
+    defined = (h > 0) & (length > 0)
+    h = jnp.where(defined, h, 1)
+    typical, inverse = power_of_two(coordinate_median((across / h)[:, None], present)[0])
+    scaled = across / h * inverse
+    near = scaled * (across / (h + jnp.abs(a)) * inverse)
+    distance = jnp.where(a > 0, near, (1 - a / h) * inverse * inverse)
+    distance = jnp.where(defined, distance, inverse * inverse)
+    return jnp.minimum(distance, jnp.finfo(exact).max), typical * typical

@@ -263,7 +263,7 @@ def bulyan(f: int | Array) -> Aggregator:
             raise ValueError(f"bulyan needs n >= 4f + 3, got n={n}, f={f}")
         present = weights > 0
         distances = pairwise_distances(jax.lax.stop_gradient(updates), present)
-        theta = n - 2 * f if checks.is_known(f) else n
+        theta = n - 2 * int(f) if checks.is_known(f) else n
         chosen, valid = bulyan_selection(distances, present, f, theta)
         # theta is an upper bound if f is traced or rows are absent; the last ones do not count then.
         valid &= jnp.arange(theta) < jnp.maximum(jnp.sum(present) - 2 * f, 1)
