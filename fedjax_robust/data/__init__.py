@@ -26,6 +26,8 @@ from fedjax_robust.data.sources import NAMES, Dataset, cifar10_rows, load, prepa
 from fedjax_robust.data.text import (
     TEXTS,
     leaf_characters,
+    leaf_numbers,
+    leaf_sentiment,
     leaf_words,
     load_text,
     text_dataset,
@@ -49,6 +51,8 @@ __all__ = [
     "k_labels",
     "label_histogram",
     "leaf_characters",
+    "leaf_numbers",
+    "leaf_sentiment",
     "leaf_words",
     "load",
     "load_text",

@@ -19,7 +19,11 @@ Data are looked for in ``data_dir``, else in the folder that the environment var
 ``FEDJAX_ROBUST_DATA`` names, else where TFDS keeps its own (``TFDS_DATA_DIR``, else
 ``~/tensorflow_datasets``); in it both ``<dir>/tfds/<name>`` and ``<dir>/<name>`` are accepted.
 Nothing is downloaded except by ``prepare``. Decoded images are cached in ``FEDJAX_ROBUST_CACHE``,
-else in ``~/.cache/fedjax_robust``.
+else in ``~/.cache/fedjax_robust``, a folder that can be deleted at any time. What is in it is believed:
+a folder that another user owns or can write is refused.
+
+Files are looked at before they are believed: no pickle is loaded, no module is imported because a file
+names it, and nothing is unpacked beyond a bound.
 """
 
 from __future__ import annotations
@@ -29,8 +33,10 @@ import importlib.util
 import json
 import os
 import re
+import stat
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +45,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from fedjax_robust import checks, npz
 from fedjax_robust.files import written_atomically
 from fedjax_robust.types import Key
 
@@ -61,6 +68,7 @@ _PUBLISHED = {  # training and test examples
     "fashion_mnist": (60_000, 10_000),
     "cifar10": (50_000, 10_000),
 }
+_IMAGES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 _TISSUES = ("tumor", "stroma", "complex", "lympho", "debris", "mucosa", "adipose", "empty")
 _CH_MNIST_CSV = "hmnist_64_64_L.csv"
 _CH_MNIST_TILES = "Kather_texture_2016_image_tiles_5000"
@@ -115,11 +123,15 @@ def load(
     value (255, ``digits`` 16) and not normalised.
 
     Raises:
-      ValueError: unknown name, or a file that is not in the published layout.
+      ValueError: unknown name, a file that is damaged or not in the published layout, or a cache folder
+        that other users own or can write.
+      TypeError: an argument of another type.
       FileNotFoundError: the data are not there; the message says where it looked and how to get
         them.
     """
-    key = jax.random.key(0) if key is None else key
+    _known_name("load", name, NAMES, "data set")
+    key = jax.random.key(0) if key is None else checks.key("load", key)
+    _data_dir(data_dir)
     match name:
         case "breast_cancer":
             return _breast_cancer(key)
@@ -133,7 +145,27 @@ def load(
             return _ch_mnist(key, data_dir)
         case "har":
             return _har(key, data_dir)
-    raise ValueError(f"load: there is no data set {name!r}; known names are {', '.join(NAMES)}")
+    raise AssertionError(name)
+
+
+def _known_name(what: str, name: Any, known: Sequence[str], kind: str) -> None:
+    if not isinstance(name, str):
+        raise TypeError(
+            f"{what} needs name to be one of {', '.join(known)}, got {_beginning(name)}"
+        )
+    if name not in known:
+        raise ValueError(
+            f"{what}: there is no {kind} {_beginning(name)}; known names are {', '.join(known)}"
+        )
+
+
+def _beginning(value: Any) -> str:
+    """The beginning of a value, for messages."""
+    try:
+        text = repr(value)
+    except RecursionError:  # lists in lists in lists
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -154,10 +186,13 @@ def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
       ValueError: TFDS has no such data set, or it is there in another file format.
       ImportError: tensorflow or importlib_resources is missing.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"prepare needs the name of a data set, got {_beginning(name)}")
     if name not in (*_PUBLISHED, "tiny_shakespeare"):
         raise ValueError(
-            f"prepare: name must be one of {', '.join(_PUBLISHED)}, tiny_shakespeare, got {name!r}; "
-            "the other data sets need no preparation or are fetched by hand (see load)"
+            f"prepare: name must be one of {', '.join(_PUBLISHED)}, tiny_shakespeare, got "
+            f"{_beginning(name)}; the other data sets need no preparation or are fetched by hand (see "
+            "load)"
         )
     root = _data_dir(data_dir)
     if _tfds_folder(name, root) is None:
@@ -206,12 +241,14 @@ def synthetic(
     Raises:
       ValueError: an argument out of range.
     """
-    if num_classes < 2 or min(num_features, num_train, num_test) < 1 or separation < 0:
-        raise ValueError(
-            "synthetic needs num_classes >= 2, num_features, num_train, num_test >= 1 and "
-            f"separation >= 0, got {num_classes=}, {num_features=}, {num_train=}, {num_test=}, "
-            f"{separation=}"
-        )
+    key = checks.key("synthetic", key)
+    checks.static_count("synthetic", 2, num_classes=num_classes)
+    checks.static_count(
+        "synthetic", 1, num_features=num_features, num_train=num_train, num_test=num_test
+    )
+    checks.not_negative("synthetic", separation=separation)
+    num_classes, num_features = int(num_classes), int(num_features)
+    num_train, num_test = int(num_train), int(num_test)
     key_mean, key_label, key_noise = jax.random.split(key, 3)
     size = num_train + num_test
     mean = jax.random.normal(key_mean, (num_classes, num_features))
@@ -326,20 +363,85 @@ def _tfds_folder(name: str, root: Path) -> Path | None:
     return None
 
 
-def _decode_tfds(name: str, folder: Path) -> Arrays:
+_FEATURE = re.compile(r"tensorflow_datasets\.core\.features\.[A-Za-z_][A-Za-z0-9_.]*")
+
+
+def tfds_builder(folder: Path) -> Any:
+    """TFDS's reader of a prepared folder whose files name none but TFDS's own feature classes.
+
+    TFDS imports the module of every class that ``features.json`` names, which may be any file on the
+    search path, also one in the working folder.
+
+    Raises:
+      ValueError: another class is named, or a file is damaged.
+    """
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(str(folder))
+    with readable(folder, "dataset_info.json", "features.json"):
+        for name in ("dataset_info.json", "features.json"):
+            for class_name in _class_names((folder / name).read_text("utf-8")):
+                if not (isinstance(class_name, str) and _FEATURE.fullmatch(class_name)):
+                    raise ValueError(
+                        f"{name} names the class {_beginning(class_name)}, and TFDS would import its "
+                        "module; only classes of tensorflow_datasets.core.features are accepted"
+                    )
+        return tfds.builder_from_directory(str(folder))
+
+
+def _class_names(text: str) -> Iterator[Any]:
+    """The classes that a JSON text names to TFDS, in its spellings of today and of before."""
+    todo = [json.loads(text)]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                if key in ("pythonClassName", "python_class_name"):
+                    yield inner
+                if key in ("jsonFeature", "json_feature") and isinstance(inner, dict):
+                    todo.append(json.loads(inner.get("json", "null")))  # JSON inside of a string
+                todo.append(inner)
+            if "type" in value and "content" in value:
+                yield value["type"]
+        elif isinstance(value, list):
+            todo.extend(value)
+
+
+@contextmanager
+def readable(folder: Path, *names: str) -> Iterator[None]:
+    """Whatever goes wrong inside is a ValueError that names files of a TFDS folder, and the remedy."""
+    try:
+        yield
+    except (
+        Exception
+    ) as error:  # array_record raises RuntimeError, protobuf and PIL errors of their own
+        files = sorted(p.name for name in names for p in folder.glob(name)) or list(names)
+        name, root = folder.parent.name, folder.parent.parent
+        root = root.parent if root.name == "tfds" else root
+        raise ValueError(
+            f"{folder}: {', '.join(files)} damaged, incomplete or not as TFDS writes it ({error}); "
+            f"delete that folder and prepare it again:\n{_prepare_command(name, root)}"
+        ) from error
+
+
+def _decode_tfds(name: str, folder: Path) -> Arrays:
+    builder = tfds_builder(folder)
     arrays: Arrays = {}
+    with readable(folder, "features.json", "*.labels.txt"):
+        names = np.asarray(builder.info.features["label"].names, np.str_)
     for part in ("train", "test"):
-        source = builder.as_data_source(split=part)
-        records: Any = tqdm(
-            source, desc=f"decoding {name} {part}", delay=1.0, mininterval=1.0, leave=False
-        )
-        images, labels = zip(*((r["image"], r["label"]) for r in records), strict=True)
-        arrays[f"x_{part}"] = np.stack(images)
-        arrays[f"y_{part}"] = np.asarray(labels, np.uint8)
-    arrays["class_names"] = np.asarray(builder.info.features["label"].names)
+        with readable(folder, f"*-{part}.array_record*"):
+            source = builder.as_data_source(split=part)
+            records: Any = tqdm(
+                source, desc=f"decoding {name} {part}", delay=1.0, mininterval=1.0, leave=False
+            )
+            images, labels = zip(*((r["image"], r["label"]) for r in records), strict=True)
+            x, y = np.stack(images), np.asarray(labels)
+            if x.shape[1:] != _IMAGES[name] or x.dtype != np.uint8:
+                raise ValueError(f"images of shape {x.shape[1:]} and dtype {x.dtype}")
+            if y.min() < 0 or y.max() >= len(names):
+                raise ValueError(f"labels from {y.min()} to {y.max()} for {len(names)} classes")
+            arrays[f"x_{part}"], arrays[f"y_{part}"] = x, y.astype(np.uint8)
+    arrays["class_names"] = names
     return arrays
 
 
@@ -359,10 +461,16 @@ def cifar10_rows(
       (K,) rows.
 
     Raises:
-      ValueError: numbers out of range.
+      ValueError: numbers out of range, or as ``load``.
+      TypeError: numbers that are no integers.
       FileNotFoundError: as ``load``.
     """
     numbers = np.asarray(numbers)
+    if numbers.size and numbers.dtype.kind not in "iu":
+        raise TypeError(f"cifar10_rows needs integers, got {numbers.dtype}")
+    if numbers.ndim != 1:
+        raise ValueError(f"cifar10_rows needs numbers (K,), got shape {numbers.shape}")
+    numbers = numbers.astype(np.int64)
     root = _data_dir(data_dir)
     folder = _tfds_folder("cifar10", root)
     if folder is None:
@@ -380,11 +488,16 @@ def _decode_ids(folder: Path) -> Arrays:
     """``ids`` (E,) the numbers of the training examples, row by row."""
     import tensorflow_datasets as tfds
 
-    source = tfds.builder_from_directory(str(folder)).as_data_source(
-        split="train", decoders={"image": tfds.decode.SkipDecoding()}
-    )
-    names = [r["id"].decode() for r in source]  # "train_16399"
-    return {"ids": np.array([int(name.removeprefix("train_")) for name in names])}
+    builder = tfds_builder(folder)
+    with readable(folder, "*-train.array_record*"):
+        source = builder.as_data_source(
+            split="train", decoders={"image": tfds.decode.SkipDecoding()}
+        )
+        names = [r["id"].decode() for r in source]  # "train_16399"
+        ids = np.array([int(name.removeprefix("train_")) for name in names])
+        if not np.array_equal(np.sort(ids), np.arange(len(ids))):
+            raise ValueError(f"the ids are not those of {len(ids)} training images")
+    return {"ids": ids}
 
 
 # CH-MNIST
@@ -443,14 +556,17 @@ def _tile_folder(root: Path) -> Path | None:
 
 def _read_ch_mnist_csv(path: Path) -> Arrays:
     """Columns pixel0000 .. pixel4095 (row by row, 0 .. 255) and label (1 .. 8)."""
-    with path.open() as file:
-        header = file.readline().strip().replace('"', "").split(",")
+    try:
+        with path.open(encoding="utf-8") as file:
+            header = file.readline(200_000).strip().replace('"', "").split(",")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}); fetch it again") from error
     if len(header) != 4097 or header[-1] != "label":
         raise ValueError(
             f"{path} must have the 4,097 columns pixel0000,...,pixel4095,label, got {len(header)} "
-            f"with the last one named {header[-1]!r}; take {_CH_MNIST_CSV}, not another size"
+            f"with the last one named {_beginning(header[-1])}; take {_CH_MNIST_CSV}, not another size"
         )
-    table = np.loadtxt(path, np.int32, delimiter=",", skiprows=1, ndmin=2)
+    table = _text_table(path, np.int32, delimiter=",", skiprows=1)
     x, y = table[:, :-1], table[:, -1]
     if not len(y) or x.min() < 0 or x.max() > 255 or y.min() < 1 or y.max() > 8:
         raise ValueError(
@@ -459,13 +575,32 @@ def _read_ch_mnist_csv(path: Path) -> Arrays:
     return {"x": x.reshape(-1, 64, 64, 1).astype(np.uint8), "y": (y - 1).astype(np.uint8)}
 
 
+def _text_table(path: Path, dtype: type, **options: Any) -> np.ndarray:
+    """Numbers in a text file, (rows, columns); a ValueError that names the file for anything else."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # numpy's of an empty file
+            return np.loadtxt(path, dtype, comments=None, encoding="utf-8", ndmin=2, **options)
+    except (ValueError, OverflowError, IndexError) as error:
+        raise ValueError(f"{path} is damaged ({error}); fetch or unpack it again") from error
+
+
 def _read_ch_mnist_tiles(files: list[Path]) -> Arrays:
     from PIL import Image
 
     images = []
     for path in tqdm(files, desc="decoding ch_mnist", delay=1.0, mininterval=1.0, leave=False):
-        with Image.open(path) as tile:
-            gray = tile.convert("L").resize((64, 64), Image.Resampling.BILINEAR)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(path, formats=["TIFF"]) as tile:  # reads the header alone
+                    if tile.size != (150, 150):
+                        raise ValueError(
+                            f"it has {tile.size[0]}x{tile.size[1]} pixels, not 150x150"
+                        )
+                    gray = tile.convert("L").resize((64, 64), Image.Resampling.BILINEAR)
+        except Exception as error:  # PIL's errors are of many kinds
+            raise ValueError(f"{path} is no tile ({error}); unpack the archive again") from error
         images.append(np.asarray(gray, np.uint8)[..., None])
     labels = [int(path.parent.name[:2]) - 1 for path in files]
     return {"x": np.stack(images), "y": np.asarray(labels, np.uint8)}
@@ -532,14 +667,11 @@ def _read_har_folder(files: dict[str, Path]) -> Arrays:
 
     def read(name: str) -> np.ndarray:
         features = name.startswith("X")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # numpy's of an empty file
-                table = np.loadtxt(files[name], np.float32 if features else np.int32, ndmin=2)
-            if table.shape[1] != (_HAR_FEATURES if features else 1):
-                raise ValueError(f"it has {table.shape[1]} columns")
-        except ValueError as error:
-            raise ValueError(f"{files[name]} is damaged ({error}); unpack it again") from error
+        table = _text_table(files[name], np.float32 if features else np.int32)
+        if table.shape[1] != (_HAR_FEATURES if features else 1):
+            raise ValueError(
+                f"{files[name]} is damaged (it has {table.shape[1]} columns); unpack it again"
+            )
         return table
 
     x, y, user = (
@@ -551,15 +683,21 @@ def _read_har_folder(files: dict[str, Path]) -> Arrays:
 
 def _read_har_npz(path: Path) -> Arrays:
     """``x_train``, ``y_train`` (0 .. 5), ``subject_train``, and the same for the test part."""
+    columns = []
+    names = [f"{kind}_{part}" for kind in ("x", "y", "subject") for part in ("train", "test")]
     try:
-        with np.load(path, allow_pickle=False) as file:
-            x, y, user = (
-                np.concatenate([file[f"{kind}_train"], file[f"{kind}_test"]])
-                for kind in ("x", "y", "subject")
-            )
-    except Exception as error:
+        arrays = npz.read(path, names, compressed=True)
+        for kind, allowed in (("x", "fiu"), ("y", "iu"), ("subject", "iu")):
+            for part in ("train", "test"):
+                found = arrays[f"{kind}_{part}"]
+                if found.dtype.kind not in allowed:
+                    word = "numbers" if "f" in allowed else "integers"
+                    raise ValueError(f"{kind}_{part} has {found.dtype} in place of {word}")
+            columns.append(np.concatenate([arrays[f"{kind}_train"], arrays[f"{kind}_test"]]))
+    except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); fetch it again") from error
-    return _checked_har(path, x.astype(np.float32), y, user)
+    x, y, user = columns
+    return _checked_har(path, x, y, user)
 
 
 def _checked_har(path: Path, x: np.ndarray, y: np.ndarray, user: np.ndarray) -> Arrays:
@@ -573,20 +711,66 @@ def _checked_har(path: Path, x: np.ndarray, y: np.ndarray, user: np.ndarray) -> 
             f"{_HAR_USERS}) for each example, got shapes {x.shape}, {y.shape}, {user.shape}; it is "
             "damaged, fetch it again"
         )
-    return {"x": x, "y": y.astype(np.int32), "user": user.astype(np.int32)}
+    return {"x": x.astype(np.float32), "y": y.astype(np.int32), "user": user.astype(np.int32)}
 
 
 # Folders and the cache
 
 
 def _data_dir(data_dir: str | os.PathLike[str] | None) -> Path:
-    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(data_dir or os.environ.get("FEDJAX_ROBUST_DATA") or default).expanduser().absolute()
+    if data_dir is None:
+        default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+        data_dir = os.environ.get("FEDJAX_ROBUST_DATA") or default
+    return checked_path("data_dir", data_dir)
 
 
-def _cache_dir() -> Path:
-    folder = os.environ.get("FEDJAX_ROBUST_CACHE") or "~/.cache/fedjax_robust"
-    return Path(folder).expanduser().absolute()
+def checked_path(what: str, path: str | os.PathLike[str]) -> Path:
+    """An absolute path, "~" expanded; a ValueError in words for what no path can be.
+
+    Raises:
+      ValueError: an empty path, one with a NUL, with a name beyond 255 bytes, or of an unknown user.
+      TypeError: no path.
+    """
+    if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(path), bytes):
+        raise TypeError(f"{what} needs a path, str or pathlib.Path, got {_beginning(path)}")
+    text = os.fspath(path)
+    if not text or "\0" in text:
+        raise ValueError(f"{what} needs the path of a folder or file, got {_beginning(text)}")
+    if any(len(os.fsencode(part)) > 255 for part in Path(text).parts):
+        raise ValueError(
+            f"{what} needs a path with names of at most 255 bytes, got {_beginning(text)}"
+        )
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError(f"{what}: {error}, in {_beginning(text)}") from error
+
+
+def cache_dir() -> Path:
+    """Where decoded data are kept: ``FEDJAX_ROBUST_CACHE``, else ``~/.cache/fedjax_robust``.
+
+    What is read from it is believed, so that whoever can write there decides what an experiment gets.
+    It need not exist; ``cached`` makes it for the user alone.
+
+    Raises:
+      ValueError: another user owns the folder or can write in it.
+    """
+    folder = checked_path(
+        "FEDJAX_ROBUST_CACHE", os.environ.get("FEDJAX_ROBUST_CACHE") or "~/.cache/fedjax_robust"
+    )
+    try:
+        status = folder.stat()
+    except OSError:  # not there; or it cannot be reached, of which writing will complain
+        return folder
+    owned = not hasattr(os, "getuid") or status.st_uid == os.getuid()
+    written_by_others = stat.S_IMODE(status.st_mode) & 0o022 if hasattr(os, "getuid") else 0
+    if not owned or written_by_others:
+        why = "can be written by other users" if owned else "belongs to another user"
+        raise ValueError(
+            f"the cache folder {folder} {why}, who could change what is read from it; run 'chmod go-w "
+            f"{folder}' if it is yours, or set FEDJAX_ROBUST_CACHE to a folder of your own"
+        )
+    return folder
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
@@ -603,14 +787,24 @@ def cached(name: str, files: list[Path], decode: Callable[[], Arrays]) -> Arrays
     all the same.
 
     Args:
-      name: first part of the file name.
+      name: first part of the file name: at most 100 letters, digits, "_", "-" and ".".
       files: what the arrays depend on; at least one.
       decode: () -> arrays by name, of any dtype but object.
+
+    Raises:
+      ValueError: another name, no files, or a cache folder that others own or can write.
     """
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
+        raise ValueError(
+            "cached needs a name of at most 100 letters, digits, '_', '-' and '.', got "
+            f"{_beginning(name)}"
+        )
+    if not files:
+        raise ValueError("cached needs at least one file that the arrays depend on, got none")
     stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     source = json.dumps(["fedjax_robust cache 1", stats])
     folder_hash = hashlib.sha256(str(files[0].parent).encode()).hexdigest()[:12]
-    path = _cache_dir() / f"{name}-{folder_hash}.npz"
+    path = cache_dir() / f"{name}-{folder_hash}.npz"
     arrays = _read_cache(path, source)
     if arrays is None:
         arrays = decode()
@@ -629,13 +823,14 @@ def _checksum(source: str, arrays: Arrays) -> str:
 def _read_cache(path: Path, source: str) -> Arrays | None:
     """The cached arrays; None if there are none, if they are of another source or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
+            raise ValueError("it belongs to another user")
+        arrays = npz.read(path)
         same_source = str(arrays.pop("_source")) == source
         checksum = str(arrays.pop("_sha256"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except Exception as error:
+    except (OSError, ValueError, KeyError) as error:
         warnings.warn(f"the cache file {path} is damaged ({error}); making it again", stacklevel=2)
         return None
     if not same_source:
@@ -653,6 +848,7 @@ def _write_cache(path: Path, source: str, arrays: Arrays) -> None:
         "_sha256": np.asarray(_checksum(source, arrays)),
     }
     try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # whatever the umask
         with written_atomically(path) as file:
             np.savez(file, **content)
     except OSError as error:

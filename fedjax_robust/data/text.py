@@ -17,23 +17,47 @@ examples (Bagdasaryan et al., "How To Backdoor Federated Learning", AISTATS 2020
 ``tiny_shakespeare``  TFDS, prepared as array_record: 40,000 lines                     its speakers
 ====================  ==============================================================  ================
 
-``leaf_words`` and ``leaf_characters`` read files in the layout of LEAF. Nothing is downloaded.
+Files in the layout of LEAF (Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018), which
+FedProx and others use, too, are read by what an x holds:
+
+====================  ==========================================  ======================================
+loader                x                                           as in
+====================  ==========================================  ======================================
+``leaf_words``        lists of words                              LEAF's Reddit
+``leaf_characters``   strings, y the character that follows       LEAF's Shakespeare
+``leaf_sentiment``    rows id, date, query, user, text            LEAF's Sent140
+``leaf_numbers``      numbers, or lists of them, y the label      LEAF's FEMNIST, FedProx's Synthetic
+====================  ==========================================  ======================================
+
+LEAF's CelebA holds the names of image files, and is read by none. Nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_robust.data.sources import Arrays, Dataset, _data_dir, _tfds_folder
+from fedjax_robust import checks, npz
+from fedjax_robust.data.sources import (
+    Arrays,
+    Dataset,
+    _beginning,
+    _data_dir,
+    _known_name,
+    _tfds_folder,
+    checked_path,
+    readable,
+    tfds_builder,
+)
 
 Text = Mapping[str, Sequence[Sequence[str]]]
 """user -> sentences, each a list of words."""
@@ -41,7 +65,7 @@ Text = Mapping[str, Sequence[Sequence[str]]]
 PADDING, UNKNOWN, END = "<pad>", "<unk>", "<eos>"
 SPECIAL = (PADDING, UNKNOWN, END)
 """The first words of every vocabulary, ids 0, 1, 2: padding, any word that is not in the vocabulary, and
-the end of a sentence."""
+the end of a sentence. Where a user wrote one of them, it is a word that is not in the vocabulary."""
 TEXTS = ("shakespeare", "tiny_shakespeare")
 """The names that ``load_text`` knows."""
 
@@ -54,7 +78,12 @@ def tokenize(text: str) -> list[str]:
 
     A word is a run of letters, digits and underscores, also with apostrophes inside; white space
     separates and is lost.
+
+    Raises:
+      TypeError: no string.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"tokenize needs a string, got {_beginning(text)}")
     return _WORD.findall(text.lower())
 
 
@@ -69,9 +98,24 @@ def vocabulary(sentences: Iterable[Sequence[str]], size: int) -> tuple[str, ...]
 
     Raises:
       ValueError: size < 4.
+      TypeError: a sentence that is no list of words.
     """
-    if size < len(SPECIAL) + 1:
-        raise ValueError(f"vocabulary needs size >= {len(SPECIAL) + 1}, got {size}")
+    checks.static_count("vocabulary", len(SPECIAL) + 1, size=size)
+    return _most_frequent((_sentence("vocabulary", s) for s in sentences), int(size))
+
+
+def _sentence(what: str, sentence: Any) -> Sequence[str]:
+    if isinstance(sentence, str) or not (
+        isinstance(sentence, Sequence | np.ndarray) and all(isinstance(w, str) for w in sentence)
+    ):
+        raise TypeError(
+            f"{what} needs sentences that are lists of words, got {_beginning(sentence)}; split a "
+            "string with tokenize"
+        )
+    return sentence  # type: ignore[return-value]
+
+
+def _most_frequent(sentences: Iterable[Sequence[str]], size: int) -> tuple[str, ...]:
     counts = Counter(word for sentence in sentences for word in sentence)
     for word in SPECIAL:
         counts.pop(word, None)
@@ -91,8 +135,11 @@ def word_ids(text: str | Sequence[str], words: Sequence[str]) -> np.ndarray:
 
     Raises:
       ValueError: a word is not in the vocabulary, or there is none.
+      TypeError: no sentence, or no vocabulary.
     """
-    sentence = tokenize(text) if isinstance(text, str) else list(text)
+    sentence = tokenize(text) if isinstance(text, str) else list(_sentence("word_ids", text))
+    if isinstance(words, str) or not isinstance(words, Sequence):
+        raise TypeError(f"word_ids needs words, the vocabulary, got {_beginning(words)}")
     places = {word: i for i, word in enumerate(words)}
     if missing := sorted({*sentence} - {*places}):
         raise ValueError(
@@ -112,7 +159,7 @@ def sequences(sentences: Sequence[Sequence[int]], length: int) -> Arrays:
     context follow it directly, the padding is in front of the first sequence.
 
     Args:
-      sentences: word ids; at least one sentence.
+      sentences: word ids >= 0; at least one sentence.
       length: T >= 1.
 
     Returns:
@@ -120,16 +167,22 @@ def sequences(sentences: Sequence[Sequence[int]], length: int) -> Arrays:
       for the padding, with S = ceil(words / T), where the ends of sentences are words.
 
     Raises:
-      ValueError: no sentence, or length < 1.
+      ValueError: no sentence, length < 1, or ids that are no integers >= 0.
     """
-    if length < 1 or not sentences:
-        raise ValueError(
-            f"sequences needs length >= 1 and sentences, got {length=} and {len(sentences)}"
-        )
+    checks.static_count("sequences", 1, length=length)
+    length = int(length)
+    if not len(sentences):
+        raise ValueError("sequences needs at least one sentence, got none")
     end, padding = SPECIAL.index(END), SPECIAL.index(PADDING)
     words = [word for sentence in sentences for word in (*sentence, end)]
     number = -(-len(words) // length)
     pads = number * length - len(words)
+    ids = np.asarray(words)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or ids.min() < 0:
+        raise ValueError(
+            "sequences needs sentences of word ids, integers >= 0, got "
+            f"{_beginning([list(s) for s in sentences])}"
+        )
     text = np.array([*[padding] * pads, end, *words], np.int32)
     mask = (np.arange(number * length) >= pads).astype(np.float32)
     return {
@@ -148,7 +201,8 @@ def text_dataset(
       train: user -> sentences. Its words make the vocabulary.
       test: the same, of some or all of these users, or others.
       length: T >= 1, words in a sequence.
-      vocabulary_size: V >= 4, see ``vocabulary``; all other words become ``<unk>``.
+      vocabulary_size: V >= 4, see ``vocabulary``; all other words become ``<unk>``, also the three
+        special ones where users write them.
       name: the corpus.
       note: where it comes from and how it was split; the share of unknown words is added.
 
@@ -159,10 +213,14 @@ def text_dataset(
 
     Raises:
       ValueError: an argument out of range, or no words in train or test.
+      TypeError: a text of another type.
     """
+    what = "text_dataset"
+    _check_sizes(what, length, vocabulary_size)
+    for part in (train, test):
+        _check_text(what, part)
     words = vocabulary((s for sentences in train.values() for s in sentences), vocabulary_size)
-    places = {word: i for i, word in enumerate(words)}
-    unknown = places[UNKNOWN]
+    places, unknown = _places(words), SPECIAL.index(UNKNOWN)
     users = {user: i for i, user in enumerate(sorted({*train, *test}))}
 
     def encoded(text: Text) -> Arrays:
@@ -182,6 +240,30 @@ def text_dataset(
     predicted = parts[1]["y"][parts[1]["token_mask"] > 0]
     note += f"; {len(words):,} words, {np.mean(predicted == unknown):.1%} of the test words unknown"
     return Dataset(*parts, len(words), name, note, words)
+
+
+def _check_sizes(what: str, length: int, vocabulary_size: int) -> None:
+    checks.static_count(what, 1, length=length)
+    checks.static_count(what, len(SPECIAL) + 1, vocabulary_size=vocabulary_size)
+
+
+def _check_text(what: str, text: Any) -> None:
+    if not isinstance(text, Mapping) or not all(isinstance(user, str) for user in text):
+        raise TypeError(
+            f"{what} needs texts that map each user's name to sentences, got {_beginning(text)}"
+        )
+    for user, sentences in text.items():
+        if isinstance(sentences, str) or not isinstance(sentences, Sequence):
+            raise TypeError(
+                f"{what} needs a list of sentences of user {user!r}, got {_beginning(sentences)}"
+            )
+        for sentence in sentences:
+            _sentence(what, sentence)
+
+
+def _places(words: Sequence[str]) -> dict[str, int]:
+    """The ids of the words that users write: not the special ones, which only the library sets."""
+    return {word: i for i, word in enumerate(words) if i >= len(SPECIAL)}
 
 
 def load_text(
@@ -208,9 +290,12 @@ def load_text(
       See ``text_dataset``.
 
     Raises:
-      ValueError: unknown name, an argument out of range, or a file that is not in its layout.
+      ValueError: unknown name, an argument out of range, or a file that is damaged or not in its layout.
+      TypeError: an argument of another type.
       FileNotFoundError: the data are not there; the message says where it looked.
     """
+    _known_name("load_text", name, TEXTS, "text")
+    _check_sizes("load_text", length, vocabulary_size)
     root = _data_dir(data_dir)
     match name:
         case "shakespeare":
@@ -218,7 +303,7 @@ def load_text(
         case "tiny_shakespeare":
             train, test, note = _tiny_shakespeare(root)
         case _:
-            raise ValueError(f"load_text: there is no text {name!r}; known are {', '.join(TEXTS)}")
+            raise AssertionError(name)
     return text_dataset(train, test, length, vocabulary_size, name, note)
 
 
@@ -232,19 +317,48 @@ def _roles(root: Path) -> tuple[Text, Text, str]:
             "(speeches,) and role_names; or take tiny_shakespeare, which TFDS has"
         )
     try:
-        with np.load(path, allow_pickle=False) as file:
-            content, offsets = file["text"].tobytes(), file["offsets"]
-            roles, names = file["speech_role"], file["role_names"]
-        speeches = [content[start:end].decode() for start, end in pairwise(offsets)]
-        said: dict[str, list[list[str]]] = {str(name): [] for name in names}
-        for role, speech in zip(roles, speeches, strict=True):
-            said[str(names[role])].append(tokenize(speech))
-    except Exception as error:
+        arrays = npz.read(path, ("text", "offsets", "speech_role", "role_names"), compressed=True)
+        said = _said(arrays)
+    except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); fetch or make it again") from error
     train = {role: own[: len(own) - len(own) // 5] for role, own in said.items()}
     test = {role: own[len(own) - len(own) // 5 :] for role, own in said.items()}
     note = f"{len(said):,} roles, the last fifth of each one's speeches for testing"
     return train, test, note
+
+
+def _said(arrays: Arrays) -> dict[str, list[list[str]]]:
+    """Role -> speeches as lists of words; a ValueError if the arrays do not fit."""
+    text, offsets, roles = arrays["text"], arrays["offsets"], arrays["speech_role"]
+    names = arrays["role_names"]
+    if text.dtype != np.uint8 or text.ndim != 1:
+        raise ValueError(f"text is {text.dtype} of shape {text.shape}, not bytes")
+    if offsets.dtype.kind not in "iu" or roles.dtype.kind not in "iu" or names.dtype.kind != "U":
+        raise ValueError(
+            "offsets and speech_role must be integers and role_names text, they are "
+            f"{offsets.dtype}, {roles.dtype} and {names.dtype}"
+        )
+    if names.ndim != 1 or roles.ndim != 1 or offsets.shape != (len(roles) + 1,):
+        raise ValueError(
+            "offsets must be (speeches + 1,), speech_role (speeches,) and role_names one-dimensional, "
+            f"they are {offsets.shape}, {roles.shape} and {names.shape}"
+        )
+    if offsets[0] != 0 or offsets[-1] != len(text) or np.any(offsets[1:] < offsets[:-1]):
+        raise ValueError(
+            f"offsets must rise from 0 to the {len(text)} bytes of text, they begin with {offsets[0]}, "
+            f"end with {offsets[-1]}, or fall"
+        )
+    if len(roles) and not 0 <= roles.min() <= roles.max() < len(names):
+        raise ValueError(
+            f"speech_role must lie in [0, {len(names)}), it is {roles.min()} to {roles.max()}"
+        )
+    said: dict[str, list[list[str]]] = {str(name): [] for name in names}
+    if len(said) != len(names):
+        raise ValueError("role_names holds a name twice")
+    content = text.tobytes()
+    for role, (start, end) in zip(roles, pairwise(offsets.tolist()), strict=True):
+        said[str(names[role])].append(tokenize(content[start:end].decode()))
+    return said
 
 
 def _tiny_shakespeare(root: Path) -> tuple[Text, Text, str]:
@@ -257,13 +371,12 @@ def _tiny_shakespeare(root: Path) -> tuple[Text, Text, str]:
             "  python -c \"from fedjax_robust.data import prepare; prepare('tiny_shakespeare', "
             f"'{root}')\""
         )
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(str(folder))
-    train, test = (
-        by_speaker(builder.as_data_source(split=part)[0]["text"].decode())
-        for part in ("train", "test")
-    )
+    builder = tfds_builder(folder)
+    parts = []
+    for part in ("train", "test"):
+        with readable(folder, f"*-{part}.array_record*"):
+            parts.append(by_speaker(builder.as_data_source(split=part)[0]["text"].decode()))
+    train, test = parts
     return train, test, f"{len({*train, *test})} speakers, published split"
 
 
@@ -281,6 +394,15 @@ def by_speaker(play: str) -> dict[str, list[list[str]]]:
 
 
 # LEAF
+
+
+class _User(NamedTuple):
+    """One user of a LEAF file."""
+
+    where: str
+    """File and user, for messages."""
+    x: list[Any]
+    y: list[Any]
 
 
 def leaf_words(
@@ -310,30 +432,63 @@ def leaf_words(
 
     Raises:
       FileNotFoundError: no such file, or no ``.json`` in the folder.
-      ValueError: a file in another layout, or an argument out of range.
+      ValueError: a file in another layout, such as Sent140's, or an argument out of range.
     """
+    _check_sizes("leaf_words", length, vocabulary_size)
 
     def sentences(path: str | os.PathLike[str]) -> Text:
         return {
-            user: [_comment(x, where) for x, _ in examples]
-            for user, (where, examples) in _leaf(path).items()
+            name: [_comment(x, name, user.where) for x in user.x]
+            for name, user in _leaf("leaf_words", path).items()
         }
 
-    note = f"LEAF files {Path(train).name} and {Path(test).name}"
-    return text_dataset(
-        sentences(train), sentences(test), length, vocabulary_size, "leaf_words", note
-    )
+    parts = sentences(train), sentences(test)
+    return text_dataset(*parts, length, vocabulary_size, "leaf_words", _leaf_note(train, test))
 
 
-def _comment(x: Any, where: str) -> list[str]:
+def _comment(x: Any, user: str, where: str) -> list[str]:
+    if _is_tweet(x, user):
+        raise ValueError(
+            f"{where}: leaf_words needs words, got a row of Sent140, {_beginning(x)}; it is for "
+            "leaf_sentiment"
+        )
     if isinstance(x, list) and all(isinstance(part, list) for part in x):
         x = [word for part in x for word in part]
     if not isinstance(x, list) or not all(isinstance(word, str) for word in x):
         raise ValueError(
             f"{where}: leaf_words needs every x to be a list of words or a list of such lists, got "
-            f"{_shown(x)}; a file of strings is for leaf_characters"
+            f"{_beginning(x)}; {_right_loader(x)}"
         )
     return [word for word in x if word not in ("<BOS>", "<EOS>", "<PAD>")]
+
+
+def _is_tweet(x: Any, user: str) -> bool:
+    """A row of Sent140: id, date, query, user, text and, in LEAF's, "training" or "test"."""
+    return (
+        isinstance(x, list)
+        and len(x) in (5, 6)
+        and all(isinstance(part, str) for part in x)
+        and x[3].strip() == user.strip()
+    )
+
+
+def _right_loader(x: Any) -> str:
+    """Which loader an x is for."""
+    if isinstance(x, str):
+        if x.lower().endswith((".jpg", ".jpeg", ".png")):
+            return (
+                "names of image files, as in LEAF's CelebA, are for none: read the images, and make "
+                "clients of them with by_user"
+            )
+        return "a file of strings is for leaf_characters"
+    flat = x
+    while isinstance(flat, list) and flat:
+        flat = flat[0]
+    if isinstance(flat, str):
+        return "a file of words is for leaf_words, rows of Sent140 are for leaf_sentiment"
+    if isinstance(flat, int | float):
+        return "a file of numbers is for leaf_numbers"
+    return "fetch or make it again"
 
 
 def leaf_characters(train: str | os.PathLike[str], test: str | os.PathLike[str]) -> Dataset:
@@ -355,28 +510,31 @@ def leaf_characters(train: str | os.PathLike[str], test: str | os.PathLike[str])
       FileNotFoundError: no such file, or no ``.json`` in the folder.
       ValueError: a file in another layout, or strings of unequal lengths.
     """
-    parts = _leaf(train), _leaf(test)
-    users = {user: i for i, user in enumerate(sorted({*parts[0], *parts[1]}))}
+    what = "leaf_characters"
+    parts = _leaf(what, train), _leaf(what, test)
+    users = _numbered(*parts)
     windows: list[list[tuple[int, str]]] = []
     for part in parts:
         windows.append([])
-        for user, (where, examples) in part.items():
-            for x, y in examples:
+        for name, user in part.items():
+            for x, y in zip(user.x, user.y, strict=True):
                 if not (isinstance(x, str) and isinstance(y, str) and x and len(y) == 1):
+                    hint = "fetch or make it again"
+                    if not isinstance(x, str) or x.lower().endswith((".jpg", ".jpeg", ".png")):
+                        hint = _right_loader(x)
                     raise ValueError(
-                        f"{where}: leaf_characters needs strings x and single characters y, got "
-                        f"{_shown(x)} and {_shown(y)}; a file of words is for leaf_words"
+                        f"{user.where}: leaf_characters needs strings x and single characters y, got "
+                        f"{_beginning(x)} and {_beginning(y)}; {hint}"
                     )
-                windows[-1].append((users[user], x + y))
+                windows[-1].append((users[name], x + y))
     lengths = {len(window) - 1 for part in windows for _, window in part}
     if len(lengths) != 1 or not all(windows):
         raise ValueError(
             "leaf_characters needs examples in train and test, all x of one length, got lengths "
             f"{sorted(lengths)} and {[len(part) for part in windows]} examples"
         )
-    words = vocabulary((window for _, window in windows[0]), 2**31)
-    places = {word: i for i, word in enumerate(words)}
-    unknown = places[UNKNOWN]
+    words = _most_frequent((window for _, window in windows[0]), 2**31)
+    places, unknown = _places(words), SPECIAL.index(UNKNOWN)
 
     def encoded(part: list[tuple[int, str]]) -> Arrays:
         text = np.array([[places.get(c, unknown) for c in window] for _, window in part], np.int32)
@@ -385,47 +543,292 @@ def leaf_characters(train: str | os.PathLike[str], test: str | os.PathLike[str])
         user = np.array([user for user, _ in part], np.int32)
         return {"x": text[:, :-1], "y": text[:, 1:], "token_mask": mask, "user": user}
 
-    note = f"LEAF files {Path(train).name} and {Path(test).name}"
     train_part, test_part = map(encoded, windows)
-    return Dataset(train_part, test_part, len(words), "leaf_characters", note, words)
+    return Dataset(train_part, test_part, len(words), what, _leaf_note(train, test), words)
 
 
-def _leaf(path: str | os.PathLike[str]) -> dict[str, tuple[str, list[tuple[Any, Any]]]]:
-    """user -> (file and user in words, pairs x, y), of a file or all files of a folder."""
-    path = Path(path)
+def leaf_sentiment(
+    train: str | os.PathLike[str],
+    test: str | os.PathLike[str],
+    *,
+    length: int = 25,
+    vocabulary_size: int = 10_000,
+) -> tuple[Dataset, tuple[str, ...]]:
+    """Is a tweet negative or positive: files in LEAF's layout, as its Sent140.
+
+    The layout is that of ``leaf_words``, but every x is a row of the published table (id, date, query,
+    user, text and, in LEAF's, which part of the table it was in), of which the text is taken, and y is 0
+    for negative, 1 (or 4, as published) for positive.
+
+    Args:
+      train: a file, or a folder of ``.json`` files; its words make the vocabulary.
+      test: the same.
+      length: T >= 1, words of a tweet; longer ones lose their end, shorter ones are padded with 0 after
+        it. LEAF's models take 25.
+      vocabulary_size: V >= 4, see ``vocabulary``.
+
+    Returns:
+      The data set, ``train`` and ``test`` with ``x`` (E, T) int32 word ids, ``y`` (E,) int32 and ``user``
+      (E,) int32 as in ``leaf_numbers``; and the vocabulary, at most V words.
+
+    Raises:
+      FileNotFoundError: no such file, or no ``.json`` in the folder.
+      ValueError: a file in another layout, or an argument out of range.
+    """
+    what = "leaf_sentiment"
+    _check_sizes(what, length, vocabulary_size)
+    length = int(length)
+    parts = _leaf(what, train), _leaf(what, test)
+    users = _numbered(*parts)
+    tweets: list[list[tuple[list[str], int, int]]] = []  # words, label, user
+    for part in parts:
+        tweets.append([])
+        for name, user in part.items():
+            for x, y in zip(user.x, user.y, strict=True):
+                if not (isinstance(x, list) and len(x) in (5, 6) and isinstance(x[4], str)):
+                    raise ValueError(
+                        f"{user.where}: leaf_sentiment needs every x to be a row id, date, query, user, "
+                        f"text, got {_beginning(x)}; {_right_loader(x)}"
+                    )
+                if isinstance(y, bool) or y not in (0, 1, 4, "0", "1", "4"):
+                    raise ValueError(
+                        f"{user.where}: leaf_sentiment needs labels y of 0 for negative and 1 or 4 for "
+                        f"positive, got {_beginning(y)}"
+                    )
+                tweets[-1].append((tokenize(x[4]), int(int(y) > 0), users[name]))
+    if not all(tweets):
+        raise ValueError(f"{what} needs examples in train and test, got none in one of them")
+    words = _most_frequent((tweet for tweet, _, _ in tweets[0]), int(vocabulary_size))
+    places, unknown = _places(words), SPECIAL.index(UNKNOWN)
+
+    def encoded(part: list[tuple[list[str], int, int]]) -> Arrays:
+        x = np.full((len(part), length), SPECIAL.index(PADDING), np.int32)
+        for row, (tweet, _, _) in zip(x, part, strict=True):
+            ids = [places.get(word, unknown) for word in tweet[:length]]
+            row[: len(ids)] = ids
+        y, user = np.array([(y, user) for _, y, user in part], np.int32).T.copy()
+        return {"x": x, "y": y, "user": user}
+
+    note = f"{_leaf_note(train, test)}; {len(words):,} words"
+    classes = ("negative", "positive")
+    return Dataset(encoded(tweets[0]), encoded(tweets[1]), 2, what, note, classes), words
+
+
+def leaf_numbers(
+    train: str | os.PathLike[str],
+    test: str | os.PathLike[str],
+    *,
+    shape: Sequence[int] | None = None,
+    num_classes: int | None = None,
+) -> Dataset:
+    """Examples that are numbers, from files in LEAF's layout: its FEMNIST and Synthetic, FedProx's
+    Synthetic, MNIST and FEMNIST (Li et al., "Federated Optimization in Heterogeneous Networks", 2020).
+
+    The layout is that of ``leaf_words``, but every x is a number or a list of numbers, also nested, all
+    of one shape, and y is a label, 0, 1, 2, ... Pixels come as they are written, in LEAF's FEMNIST in
+    [0, 1]: 784 in a list, which ``shape=(28, 28, 1)`` makes images::
+
+        femnist = leaf_numbers("data/train", "data/test", shape=(28, 28, 1), num_classes=62)
+        data = by_user(femnist.train["user"], femnist.train, jax.random.key(0))
+
+    Args:
+      train: a file, or a folder of ``.json`` files.
+      test: the same.
+      shape: what each x becomes, of as many numbers; None = as it is written.
+      num_classes: L; None = the largest label in train and test plus one.
+
+    Returns:
+      ``train`` and ``test`` with ``x`` (E, *shape) float32, ``y`` (E,) int32 and ``user`` (E,) int32, the
+      place of the user among all names in alphabetical order. Users without examples are left out.
+
+    Raises:
+      FileNotFoundError: no such file, or no ``.json`` in the folder.
+      ValueError: a file in another layout, shapes that differ, numbers that are not finite, labels that
+        are no integers in [0, L), no examples in train or test, or an argument out of range.
+    """
+    what = "leaf_numbers"
+    if num_classes is not None:
+        checks.static_count(what, 1, num_classes=num_classes)
+    wanted = None if shape is None else _shape(what, shape)
+    parts = _leaf(what, train), _leaf(what, test)
+    users = _numbered(*parts)
+    written: dict[tuple[int, ...], str] = {}  # the shapes that were met, and where
+
+    def arrays(part: dict[str, _User], path: str | os.PathLike[str]) -> Arrays:
+        own: list[tuple[np.ndarray, np.ndarray, int]] = []
+        for name, user in part.items():
+            if user.x:
+                x = _numbers(what, user)
+                written.setdefault(x.shape[1:], user.where)
+                if len(written) > 1:
+                    (first, where), (other, _) = written.items()
+                    raise ValueError(
+                        f"{user.where}: leaf_numbers needs all x of one shape, got {other}, and {first} "
+                        f"in {where}"
+                    )
+                own.append((x, _class_labels(what, user, num_classes), users[name]))
+        if not own:
+            raise ValueError(f"{what} needs examples in train and test, got none in {path}")
+        x = np.concatenate([x for x, _, _ in own])
+        if wanted is not None:
+            if math.prod(wanted) != math.prod(x.shape[1:]):
+                raise ValueError(
+                    f"{what} needs a shape of as many numbers as an x has, got shape={wanted} for x of "
+                    f"shape {x.shape[1:]}"
+                )
+            x = x.reshape(-1, *wanted)
+        return {
+            "x": x,
+            "y": np.concatenate([y for _, y, _ in own]),
+            "user": np.repeat(
+                np.array([u for _, _, u in own], np.int32), [len(y) for _, y, _ in own]
+            ),
+        }
+
+    train_part, test_part = arrays(parts[0], train), arrays(parts[1], test)
+    if num_classes is None:
+        num_classes = 1 + int(max(train_part["y"].max(), test_part["y"].max()))
+    return Dataset(train_part, test_part, int(num_classes), what, _leaf_note(train, test))
+
+
+def _shape(what: str, shape: Any) -> tuple[int, ...]:
+    if isinstance(shape, str) or not isinstance(shape, Sequence | np.ndarray):
+        raise TypeError(f"{what} needs a shape such as (28, 28, 1), got {_beginning(shape)}")
+    for size in shape:
+        checks.static_count(what, 1, shape=size)
+    return tuple(map(int, shape))
+
+
+def _numbers(what: str, user: _User) -> np.ndarray:
+    """The x of a user, (e, ...) float32."""
+    try:
+        values = np.asarray(user.x)
+    except ValueError as error:
+        raise ValueError(
+            f"{user.where}: {what} needs all x of one shape, got lists of unequal lengths ({error})"
+        ) from error
+    if values.dtype.kind not in "iuf":
+        wrong = next((x for x in user.x if np.asarray(x).dtype.kind not in "iuf"), user.x[0])
+        raise ValueError(
+            f"{user.where}: {what} needs every x to be numbers, got {_beginning(wrong)}; "
+            f"{_right_loader(wrong)}"
+        )
+    with np.errstate(over="ignore"):
+        result = values.astype(np.float32)
+    if not np.isfinite(result).all():
+        raise ValueError(
+            f"{user.where}: {what} needs finite numbers x in the range of float32, got NaN or infinite "
+            "ones"
+        )
+    if not result[0].size:
+        raise ValueError(f"{user.where}: {what} needs numbers in every x, got an empty list")
+    return result
+
+
+def _class_labels(what: str, user: _User, num_classes: int | None) -> np.ndarray:
+    """The y of a user, (e,) int32; 1.0 is written for 1 by some."""
+    try:
+        values = np.asarray(user.y)
+    except ValueError:
+        values = np.asarray(None)
+    most = np.iinfo(np.int32).max if num_classes is None else int(num_classes) - 1
+    if (
+        values.ndim != 1
+        or values.dtype.kind not in "iuf"
+        or not np.all((values == np.floor(values)) & (values >= 0) & (values <= most))
+    ):
+        wanted = "0, 1, 2, ..." if num_classes is None else f"in 0 .. {most}"
+        raise ValueError(
+            f"{user.where}: {what} needs labels y that are integers {wanted}, got {_beginning(user.y)}"
+        )
+    return values.astype(np.int32)
+
+
+def _leaf_note(train: str | os.PathLike[str], test: str | os.PathLike[str]) -> str:
+    return f"LEAF files {Path(train).name} and {Path(test).name}"
+
+
+def _numbered(train: Mapping[str, Any], test: Mapping[str, Any]) -> dict[str, int]:
+    return {user: i for i, user in enumerate(sorted({*train, *test}))}
+
+
+def _leaf(what: str, path: str | os.PathLike[str]) -> dict[str, _User]:
+    """The users of a file or of all files of a folder, by name."""
+    path = checked_path(what, path)
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
+    if not files or not all(file.is_file() for file in files):
         raise FileNotFoundError(
             f"there is no LEAF file {path}, or no .json in it; LEAF's preprocess.sh writes data/train "
             "and data/test"
         )
-    found: dict[str, tuple[str, list[tuple[Any, Any]]]] = {}
+    found: dict[str, _User] = {}
     for file in files:
-        try:
-            content = json.loads(file.read_text("utf-8"))
-            users = content["users"]
-            pairs = {
-                user: (content["user_data"][user]["x"], content["user_data"][user]["y"])
-                for user in users
-            }
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{file} is not in LEAF's layout, users and user_data with x and y for each user "
-                f"({error!r}); fetch or make it again"
-            ) from error
-        for user, (x, y) in pairs.items():
-            if not (isinstance(x, list) and isinstance(y, list) and len(x) == len(y)):
-                raise ValueError(
-                    f"{file}: user {user!r} needs lists x and y of one length, got {_shown(x)} and "
-                    f"{_shown(y)}"
-                )
-            if user in found:
-                raise ValueError(f"{file}: user {user!r} is in two files of {path}; remove one")
-            found[user] = (f"{file}, user {user!r}", list(zip(x, y, strict=True)))
+        for name, user in _leaf_file(file).items():
+            if name in found:
+                raise ValueError(f"{file}: user {name!r} is in two files of {path}; remove one")
+            found[name] = user
     return found
 
 
-def _shown(value: Any) -> str:
-    """The beginning of a value, for messages."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _leaf_file(file: Path) -> dict[str, _User]:
+    try:
+        content = json.loads(file.read_text("utf-8"), object_pairs_hook=_each_once)
+        users, data = content["users"], content["user_data"]
+        if not isinstance(users, list) or not isinstance(data, dict):
+            raise TypeError(
+                f"users is a {type(users).__name__} and user_data a {type(data).__name__}, not a list "
+                "and an object"
+            )
+        if wrong := [u for u in users if isinstance(u, bool) or not isinstance(u, str | int)]:
+            raise TypeError(f"users holds {_beginning(wrong[0])}, which is no name")
+        names = [str(user) for user in users]  # JSON's objects have no integers as keys
+        if twice := [name for name, number in Counter(names).items() if number > 1]:
+            raise ValueError(f"user {twice[0]!r} is listed twice")
+        found = {
+            name: _User(f"{file}, user {name!r}", data[name]["x"], data[name]["y"])
+            for name in names
+        }
+        # LEAF's split lists users of one example in neither part, and leaves them empty lists.
+        if lost := [name for name in data if name not in found and any(data[name].values())]:
+            raise ValueError(f"user {lost[0]!r} has data, but is not among the users")
+        numbers = content.get("num_samples")
+        if numbers is not None and (
+            not isinstance(numbers, list)
+            or len(numbers) != len(names)
+            or not all(isinstance(n, int) for n in numbers)
+        ):
+            raise ValueError(
+                f"num_samples is not a list of one number for each of {len(names)} users"
+            )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+        raise ValueError(
+            f"{file} is not in LEAF's layout, users and user_data with x and y for each user "
+            f"({type(error).__name__}: {error}); fetch or make it again"
+        ) from error
+    for name, user in found.items():
+        if not (
+            isinstance(user.x, list) and isinstance(user.y, list) and len(user.x) == len(user.y)
+        ):
+            raise ValueError(
+                f"{file}: user {name!r} needs lists x and y of one length, got {_beginning(user.x)} and "
+                f"{_beginning(user.y)}"
+            )
+    # LEAF's Reddit, whose y are objects, writes the number over all parts into each of them.
+    labels = [y for user in found.values() for y in user.y]
+    in_parts = bool(labels) and all(isinstance(y, dict) for y in labels)
+    for (name, user), number in zip(found.items(), numbers or [], strict=False):
+        if number != len(user.x) and not (in_parts and number > len(user.x)):
+            raise ValueError(
+                f"{file}: num_samples of user {name!r} is {number}, but there are {len(user.x)} "
+                "examples; the file is cut or was changed, fetch or make it again"
+            )
+    return found
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, in which Python's reader would keep the last of several equal names."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = Counter(name for name, _ in pairs)
+        raise ValueError(f"the name {names.most_common(1)[0][0]!r} is there twice in one object")
+    return result
