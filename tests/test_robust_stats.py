@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -18,10 +19,13 @@ from fedjax_robust.robust_stats import (
     changing_direction,
     coordinate_median,
     drop_non_finite,
+    is_present,
     middle_of_sorted,
+    pairwise_distances,
     pairwise_squared_distances,
     safe_norm,
     sort_present,
+    trimmed_mean_of_present,
     weighted_mean,
 )
 from fedjax_robust.sorting import sort_clients
@@ -43,10 +47,48 @@ def test_drop_non_finite() -> None:
     np.testing.assert_array_equal(kept, [1, 0, 0, 0, 2.5, 0, 0, 0])
     np.testing.assert_array_equal(updates[np.array([0, 4])], [[1, 2], [7, 8]])
     np.testing.assert_array_equal(updates[kept == 0], np.zeros((6, 2)))
-    with pytest.raises(AssertionError, match="rank"):
-        drop_non_finite(jnp.ones(3), jnp.ones(3))
-    with pytest.raises(AssertionError, match="shape"):
-        drop_non_finite(jnp.ones((3, 2)), jnp.ones(4))
+    # An infinite weight has no mean to give, either.
+    _, kept = drop_non_finite(jnp.ones((2, 2)), jnp.array([np.inf, 1]))
+    np.testing.assert_array_equal(kept, [0, 1])
+
+
+def test_integers_become_floats() -> None:
+    """The average of integers is none."""
+    x, weights = np.array([[1, 2], [4, 4]]), np.array([1, 1])
+    updates, kept = drop_non_finite(x, weights)
+    assert updates.dtype == kept.dtype == jnp.float32
+    np.testing.assert_array_equal(is_present(x, np.array([1, 0])), [True, False])
+    present = np.ones(2, bool)
+    np.testing.assert_array_equal(weighted_mean(x, weights), [2.5, 3])
+    np.testing.assert_array_equal(coordinate_median(x, present), [2.5, 3])
+    np.testing.assert_array_equal(trimmed_mean_of_present(x, present, 0), [2.5, 3])
+    assert sort_present(x, present)[0].dtype == jnp.float32
+    assert pairwise_squared_distances(x, present)[0, 1] == 13
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        is_present,
+        drop_non_finite,
+        weighted_mean,
+        sort_present,
+        coordinate_median,
+        lambda x, w: trimmed_mean_of_present(x, w, 1),
+        pairwise_distances,
+        pairwise_squared_distances,
+    ],
+)
+def test_kernels_refuse_other_shapes(kernel: Callable) -> None:
+    for x, weights, message in [
+        (jnp.ones(3), jnp.ones(3), r"needs updates \(n, d\).* got shape \(3,\)"),
+        (jnp.ones((3, 2, 2)), jnp.ones(3), r"got shape \(3, 2, 2\)"),
+        (jnp.ones((0, 2)), jnp.ones(0), r"n >= 1 clients, got shape \(0, 2\)"),
+        (jnp.ones((3, 2)), jnp.ones(4), r"one weight for each row, shape \(3,\), got .*\(4,\)"),
+        (jnp.ones((3, 2)), jnp.ones((3, 1)), r"got weights of shape \(3, 1\)"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            kernel(x, weights)
 
 
 def test_weighted_mean() -> None:
@@ -163,18 +205,13 @@ def test_distances_equal_the_reference() -> None:
         both = present[:, None] & present[None, :]
         assert np.all(np.isinf(distances[~both])), what
         expected = ref.pairwise_squared_distances(np.where(present[:, None], x, 0))
-        # A Gram matrix is exact to rounding of the squared lengths, from the centre of the ordinary
-        # rows; overflowing squares are infinite.
-        lengths = np.linalg.norm(np.where(present[:, None], x, 0).astype(np.float64), axis=1)
-        near = present & (lengths <= 10 * np.median(lengths[present]))
-        squares = np.sum(
-            (x.astype(np.float64) - x[near].mean(axis=0, dtype=np.float64)) ** 2, axis=1
+        np.testing.assert_array_equal(np.diagonal(distances)[present], 0)
+        # Squares beyond the largest float are infinite, those below the smallest are 0.
+        assert np.all(np.isinf(distances[both & (expected > 4e38)])), what
+        inside = both & (expected < 3e38)
+        np.testing.assert_allclose(
+            distances[inside], expected[inside], rtol=1e-5, atol=1e-37, err_msg=what
         )
-        error = 1e-5 * (squares[:, None] + squares[None, :]) + 1e-38
-        overflow = squares[:, None] + squares[None, :] > 1e38
-        assert np.all(np.isinf(distances[both & overflow])), what
-        inside = both & ~overflow
-        assert np.all(np.abs(distances[inside] - expected[inside]) <= error[inside]), what
 
 
 def test_distances_beside_an_offset_and_a_huge_row() -> None:
@@ -188,27 +225,65 @@ def test_distances_beside_an_offset_and_a_huge_row() -> None:
         assert np.all(distances[8, :8] > 1e13)
 
 
-def test_distances_can_be_differentiated() -> None:
+def sum_of_squares(x: jax.Array, present: np.ndarray, to: np.ndarray) -> jax.Array:
+    distances = pairwise_squared_distances(x, present)
+    return jnp.sum(jnp.where(jnp.isfinite(distances), distances, 0) * to)
+
+
+def sum_of_lengths(x: jax.Array, present: np.ndarray, to: np.ndarray) -> jax.Array:
+    distances = pairwise_distances(x, present)
+    return jnp.sum(jnp.where(jnp.isfinite(distances), distances, 0) * to)
+
+
+@pytest.mark.parametrize("total", [sum_of_squares, sum_of_lengths])
+def test_distances_can_be_differentiated(total: Callable) -> None:
+    """Once, in both modes, also where further passes are needed, which are loops of unknown length."""
     with jax.enable_x64(True):
-        x = np.random.default_rng(7).normal(size=(4, 3))
-        present = np.array([True, True, False, True])
-        to = np.random.default_rng(8).normal(size=(4, 4)) * (present[:, None] & present)
-
-        def total(x: jax.Array) -> jax.Array:
-            distances = distances_of(x, present)
-            return jnp.sum(jnp.where(jnp.isfinite(distances), distances, 0) * to)
-
-        slopes = jax.grad(total)(x)
-        differences = [
-            (total(x + step) - total(x - step)) / 2e-6
-            for step in 1e-6 * np.eye(12).reshape(12, 4, 3)
-        ]
-        np.testing.assert_allclose(slopes, np.reshape(differences, (4, 3)), atol=1e-7)
+        x = np.random.default_rng(7).normal(size=(5, 3))
+        x[4] = x[3] + 1e-2 * x[4]
+        x[[0, 1]] = -9 * x[3], -9 * x[3] + 0.01
+        present = np.array([True, True, False, True, True])
+        to = np.random.default_rng(8).normal(size=(5, 5)) * (present[:, None] & present)
+        steps = 1e-6 * np.eye(15).reshape(15, 5, 3)
+        many = jax.jit(jax.vmap(lambda x: total(x, present, to)))
+        differences = np.reshape((many(x + steps) - many(x - steps)) / 2e-6, (5, 3))
+        slopes = jax.grad(total)(x, present, to)
+        np.testing.assert_allclose(slopes, differences, atol=1e-7)
         np.testing.assert_array_equal(slopes[2], np.zeros(3))
+        moved = jax.jvp(lambda x: total(x, present, to), (x,), (steps[4] * 1e6,))[1]
+        np.testing.assert_allclose(moved, differences.ravel()[4], atol=1e-7)
+
+
+def test_second_derivatives_of_squared_distances() -> None:
+    """Of a quadratic form: constant, also where two rows are equal."""
+    with jax.enable_x64(True):
+        x = np.random.default_rng(9).normal(size=(4, 2))
+        x[3] = x[2]
+        present = np.ones(4, bool)
+        to = np.random.default_rng(10).normal(size=(4, 4))
+        both = to + to.T
+        # sum_ij to_ij |x_i - x_j|^2 = x^T L x, L = diag(row sums) - both
+        laplacian = np.diag(both.sum(axis=1)) - both
+        laplacian[np.diag_indices(4)] = both.sum(axis=1) - np.diagonal(both)
+        expected = 2 * np.einsum("ij,kl->ikjl", laplacian, np.eye(2))
+        for second in (jax.hessian, lambda f: jax.jacrev(jax.jacrev(f))):
+            got = second(lambda x: sum_of_squares(x, present, to))(x)
+            np.testing.assert_allclose(got, expected, atol=1e-12)
+
+
+def test_derivatives_of_distances_beside_huge_rows_are_finite() -> None:
+    slope = jax.jit(jax.grad(lambda x: distances_of(x, np.ones(5, bool))[0, 1]))
     for row in (1e30, 3e38, 0.0):
         x = matrix(9, 5, 3)
         x[2] = row
-        assert np.all(np.isfinite(jax.grad(lambda x: distances_of(x, np.ones(5, bool))[0, 1])(x)))
+        expected = 2 * (x[0] - x[1])
+        np.testing.assert_allclose(slope(x)[0], expected, rtol=1e-4)
+        np.testing.assert_allclose(slope(x)[1], -expected, rtol=1e-4)
+        np.testing.assert_array_equal(slope(x)[2:], np.zeros((3, 3)))
+    # Where the distance is 0, its derivative is 0, too.
+    x[1] = x[0]
+    root = jax.grad(lambda x: pairwise_distances(x, np.ones(5, bool))[0, 1])
+    np.testing.assert_array_equal(root(x), np.zeros((5, 3)))
 
 
 def test_safe_norm() -> None:
