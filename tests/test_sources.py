@@ -1,18 +1,29 @@
 import inspect
+import io
 import json
 import os
+import shutil
+import stat
 import subprocess
 import sys
 import textwrap
+import zipfile
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from fedjax_robust import npz
 from fedjax_robust.attacks import CIFAR_GREEN_CARS, CIFAR_RACING_STRIPES, CIFAR_STRIPED_WALLS
-from fedjax_robust.data import by_user, sources
+from fedjax_robust.data import by_user, load_text, sources
 from fedjax_robust.data.sources import cifar10_rows, load, prepare
 
+REAL = Path(os.environ.get("FEDJAX_ROBUST_DATA", "/nonexistent"))
+needs_tiny = pytest.mark.skipif(
+    not (REAL / "tfds" / "tiny_shakespeare").is_dir(),
+    reason="tiny_shakespeare is not prepared in FEDJAX_ROBUST_DATA/tfds",
+)
 CIFAR_LABELS = ["airplane", "automobile", "bird", "cat", "deer"]
 CIFAR_LABELS += ["dog", "frog", "horse", "ship", "truck"]
 
@@ -99,8 +110,26 @@ def test_synthetic_is_the_stated_mixture():
     means = np.stack([x[y == label].mean(axis=0) for label in range(4)])
     np.testing.assert_allclose(np.linalg.norm(means, axis=1), 5, atol=0.15)
     np.testing.assert_allclose((x - means[y]).std(axis=0), 1, atol=0.05)
-    with pytest.raises(ValueError, match="num_classes=1"):
-        sources.synthetic(jax.random.key(0), num_classes=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"num_classes": 1}, ValueError),
+        ({"num_classes": 2.0}, ValueError),
+        ({"num_features": 0}, ValueError),
+        ({"num_train": np.array(0)}, ValueError),
+        ({"num_test": np.nan}, ValueError),
+        ({"separation": -1}, ValueError),
+        ({"separation": np.inf}, ValueError),
+        ({"separation": np.array(np.nan)}, ValueError),
+        ({"num_train": "3"}, TypeError),
+        ({"key": 3}, TypeError),
+    ],
+)
+def test_bad_arguments_of_synthetic(options, error):
+    with pytest.raises(error, match=f"synthetic needs (a )?{next(iter(options))}"):
+        sources.synthetic(**{"key": jax.random.key(0)} | options)
 
 
 def test_synthetic_defaults_can_be_learned():
@@ -118,6 +147,47 @@ def test_synthetic_defaults_can_be_learned():
 def test_unknown_name():
     with pytest.raises(ValueError, match=r"no data set 'minst'.*mnist.*ch_mnist"):
         load("minst")
+    with pytest.raises(
+        ValueError, match=r"no data set 'xxx.*known names are breast_cancer"
+    ) as error:
+        load("x" * 300)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: load(3), "load needs name to be one of breast_cancer, digits"),
+        (lambda: load(["mnist"]), "load needs name"),
+        (lambda: load(None), "load needs name"),
+        (lambda: load("digits", key=3), "load needs a key"),
+        (lambda: load("digits", 3), "data_dir needs a path"),
+        (lambda: load("mnist", b"data"), "data_dir needs a path"),
+        (lambda: load("mnist", ["data"]), "data_dir needs a path"),
+        (lambda: prepare(3), "prepare needs the name"),
+        (lambda: cifar10_rows([0.5]), "cifar10_rows needs integers"),
+        (lambda: cifar10_rows(["0"]), "cifar10_rows needs integers"),
+        (lambda: cifar10_rows([True]), "cifar10_rows needs integers"),
+    ],
+)
+def test_arguments_of_another_type(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    "path", ["", "x" * 256, "a/" + "é" * 128, "a\0b", "~nobody_of_this_name/x"]
+)
+def test_paths_that_cannot_be(path, cache):
+    for call in (
+        lambda: load("mnist", path),
+        lambda: load("digits", path),
+        lambda: load_text("shakespeare", data_dir=path),
+        lambda: cifar10_rows([0], path),
+        lambda: prepare("mnist", path),
+    ):
+        with pytest.raises(ValueError, match="data_dir"):
+            call()
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
@@ -207,6 +277,140 @@ def test_tfrecord_files_are_refused(tmp_path, cache):
             action("mnist", tmp_path)
         assert str(folder) in str(error.value)
         assert "prepare('mnist'" in str(error.value)
+
+
+# Folders of TFDS that are damaged, or made to do harm
+
+
+TINY_RECORDS = "tiny_shakespeare-train.array_record-00000-of-00001"
+FEATURES = "tensorflow_datasets.core.features."
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A copy of the real files that can be changed."""
+    folder = tmp_path / "tfds" / "tiny_shakespeare" / "1.0.0"
+    folder.mkdir(parents=True)
+    for file in (REAL / "tfds" / "tiny_shakespeare" / "1.0.0").iterdir():
+        shutil.copyfile(file, folder / file.name)
+    return folder
+
+
+def text_feature(name):
+    return {"pythonClassName": name, "text": {}}
+
+
+def features(inner, name=f"{FEATURES}features_dict.FeaturesDict"):
+    return {"pythonClassName": name, "featuresDict": {"features": {"text": inner}}}
+
+
+@needs_tiny
+@pytest.mark.parametrize(
+    "content",
+    [
+        features(text_feature("evil_module.Text")),
+        features(text_feature(f"{FEATURES}text_feature.Text"), "evil_module.Features"),
+        features({"python_class_name": "evil_module.Text", "text": {}}),
+        features({"type": "evil_module.Text", "content": {}}),
+        {"type": "evil_module.Text", "content": {}},
+        {
+            "pythonClassName": f"{FEATURES}features_dict.FeaturesDict",
+            "jsonFeature": {"json": json.dumps({"text": {"type": "evil_module.Text", "content": {}}})},
+        },
+        {
+            "python_class_name": f"{FEATURES}features_dict.FeaturesDict",
+            "json_feature": {"json": json.dumps({"text": text_feature("evil_module.Text")})},
+        },
+        features(text_feature(f"evil_module.{FEATURES}Text")),
+        features(text_feature("tensorflow_datasets.core.features_evil_module.Text")),
+        features(text_feature(3)),
+    ],
+)  # fmt: skip
+def test_a_folder_imports_no_module(content, tiny, tmp_path, monkeypatch):
+    """TFDS would import whatever class features.json names, also one of a file in the search path."""
+    for name in ("evil_module", "tensorflow_datasets/core/features_evil_module"):
+        file = tmp_path / "path" / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "path"))
+    (tiny / "features.json").write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"only classes of tensorflow_datasets\.core\.features are"
+    ) as e:
+        load_text("tiny_shakespeare", data_dir=tmp_path)
+    assert str(tiny) in str(e.value) and "features.json" in str(e.value)
+    assert not (tmp_path / "imported").exists() and "evil_module" not in sys.modules
+
+
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 255
+    path.write_bytes(content)
+
+
+@needs_tiny
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        (TINY_RECORDS, lambda path: path.write_bytes(path.read_bytes()[:200_000])),
+        (TINY_RECORDS, lambda path: path.write_bytes(b"")),
+        (TINY_RECORDS, lambda path: path.write_bytes(b"records")),
+        (TINY_RECORDS, flip_a_byte),
+        ("features.json", lambda path: path.write_text("{")),
+        ("features.json", lambda path: path.unlink()),
+        ("features.json", lambda path: path.write_text("[" * 200_000)),
+        ("dataset_info.json", lambda path: path.write_text("")),
+        ("dataset_info.json", lambda path: path.write_text("[]")),
+    ],
+    ids=["cut", "empty", "text", "one byte", "json", "gone", "deep", "no info", "list"],
+)
+def test_a_damaged_folder_is_named_with_the_remedy(file, damage, tiny, tmp_path):
+    damage(tiny / file)
+    with pytest.raises(ValueError, match="damaged, incomplete") as error:
+        load_text("tiny_shakespeare", data_dir=tmp_path)
+    for part in (str(tiny), file, "delete that folder", f"('tiny_shakespeare', '{tmp_path}')"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_damaged_images_are_named_with_the_remedy(name, tmp_path, cache):
+    """A folder as TFDS leaves it, with records that are none."""
+    folder = make_folder(tmp_path, name)
+    image = {"dtype": "uint8", "shape": {"dimensions": ["28", "28", "1"]}}
+    inner = {
+        "image": {"pythonClassName": f"{FEATURES}image_feature.Image", "image": image},
+        "label": {
+            "pythonClassName": f"{FEATURES}class_label_feature.ClassLabel",
+            "classLabel": {"numClasses": "10"},
+        },
+    }
+    content = features({}) | {"featuresDict": {"features": inner}}
+    (folder / "features.json").write_text(json.dumps(content))
+    (folder / "dataset_info.json").write_text(
+        json.dumps(
+            {
+                "name": name,
+                "version": "1.0.0",
+                "fileFormat": "array_record",
+                "splits": [
+                    {
+                        "name": part,
+                        "numBytes": "9",
+                        "shardLengths": ["3"],
+                        "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                    }
+                    for part in ("train", "test")
+                ],
+            }
+        )
+    )
+    with pytest.raises(ValueError, match="64KB") as error:
+        load(name, tmp_path)
+    for part in (str(folder), f"{name}-train.array_record-00000-of-00001", f"prepare('{name}'"):
+        assert part in str(error.value)
+    if name == "cifar10":
+        with pytest.raises(ValueError, match=r"cifar10-train\.array_record.* delete that folder"):
+            cifar10_rows([0], tmp_path)
 
 
 # prepare
@@ -313,6 +517,151 @@ def test_a_damaged_cache_is_made_again(damage, tmp_path, cache, decoded):
     np.testing.assert_array_equal(first.train["x"], again.train["x"])
     np.testing.assert_array_equal(first.test["y"], again.test["y"])
     assert file.read_bytes() == sound
+
+
+def written_by_others(folder, monkeypatch):
+    folder.chmod(0o777)
+
+
+def written_by_the_group(folder, monkeypatch):
+    folder.chmod(0o770)
+
+
+def owned_by_another(folder, monkeypatch):
+    owner = folder.stat().st_uid
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="owners and modes are POSIX's")
+@pytest.mark.parametrize("make", [written_by_others, written_by_the_group, owned_by_another])
+def test_a_cache_folder_of_others_is_refused(make, tmp_path, monkeypatch, cache, decoded):
+    make_folder(tmp_path, "mnist")
+    load("mnist", tmp_path)
+    before = [file.read_bytes() for file in cache.iterdir()]
+    make(cache, monkeypatch)
+    with pytest.raises(ValueError, match=r"cache folder .* user.* FEDJAX_ROBUST_CACHE") as error:
+        load("mnist", tmp_path)
+    assert str(cache) in str(error.value)
+    with pytest.raises(ValueError, match="cache folder"):
+        sources.cache_dir()
+    assert len(decoded) == 1 and [file.read_bytes() for file in cache.iterdir()] == before
+
+
+def test_the_cache_folder_is_the_users_own(tmp_path, cache, decoded):
+    """Also with a umask that lets the group write."""
+    make_folder(tmp_path, "mnist")
+    before = os.umask(0o002)
+    try:
+        load("mnist", tmp_path)
+        load("mnist", tmp_path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700 and len(decoded) == 1
+    assert sources.cache_dir() == cache
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", ".hidden", "x" * 101, "a\0", None, "a b"])
+def test_names_of_cache_files_stay_inside(name, tmp_path, cache):
+    file = tmp_path / "source"
+    file.write_text("")
+    with pytest.raises(ValueError, match="cached needs a name"):
+        sources.cached(name, [file], lambda: {"x": np.zeros(1)})
+    with pytest.raises(ValueError, match="at least one file"):
+        sources.cached("name", [], lambda: {"x": np.zeros(1)})
+    assert [p.name for p in tmp_path.rglob("*")] == ["source"]
+
+
+def npy(array=None, *, shape=None, descr="<f8", size=None):
+    """The bytes of an npy file, also with a header that lies."""
+    file = io.BytesIO()
+    if array is not None:
+        np.save(file, array, allow_pickle=True)
+    else:
+        header = {"descr": descr, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(bytes(size))
+    return file.getvalue()
+
+
+def write_zip(path, members, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    ("members", "compression", "message"),
+    [
+        ([("x.npy", npy(np.zeros(10**7)))], zipfile.ZIP_DEFLATED, "compressed in a way"),
+        ([("x.npy", npy(np.zeros(9)))], zipfile.ZIP_BZIP2, "compressed in a way"),
+        ([("x.npy", npy(shape=(2**40,), size=8))], zipfile.ZIP_STORED, "has 8 bytes"),
+        ([("x.npy", npy(shape=(2**70,), size=8))], zipfile.ZIP_STORED, "has 8 bytes"),
+        ([("x.npy", npy(shape=(3,), size=32))], zipfile.ZIP_STORED, "has 32 bytes"),
+        ([("x.npy", npy(shape=(-1,), size=8))], zipfile.ZIP_STORED, "has 8 bytes"),
+        ([("x.npy", npy(np.array([None])))], zipfile.ZIP_STORED, "dtype object"),
+        ([("x.npy", npy(np.zeros(1))), ("x.npy", npy(np.ones(1)))], zipfile.ZIP_STORED, "twice"),
+        ([("x.txt", b"abc")], zipfile.ZIP_STORED, "no array"),
+        ([("x.npy", b"abc")], zipfile.ZIP_STORED, "magic|EOF|expected"),
+    ],
+    ids=["bomb", "bzip2", "8 TiB", "2^73", "more", "-1", "object", "twice", "text", "no npy"],
+)  # fmt: skip
+def test_archives_that_do_harm_are_refused(members, compression, message, tmp_path):
+    path = tmp_path / "x.npz"
+    write_zip(path, members, compression)
+    with pytest.raises(ValueError, match=message):
+        npz.read(path)
+
+
+def test_archives_are_read_as_they_were_written(tmp_path):
+    arrays = {
+        "a": np.arange(12.0).reshape(3, 4).T,  # in Fortran's order
+        "b": np.array(["é", "abc"]),
+        "c": np.zeros((0, 3), np.uint8),
+        "d": np.array(7),
+        "e": np.zeros(10**6),
+    }
+    np.savez(tmp_path / "plain.npz", **arrays)
+    np.savez_compressed(tmp_path / "small.npz", **arrays)
+    for name, compressed in (("plain", False), ("plain", True), ("small", True)):
+        out = npz.read(tmp_path / f"{name}.npz", compressed=compressed)
+        assert out.keys() == arrays.keys()
+        for key, array in arrays.items():
+            assert out[key].dtype == array.dtype and out[key].shape == array.shape
+            np.testing.assert_array_equal(out[key], array)
+    assert npz.read(tmp_path / "small.npz", ["b"], compressed=True).keys() == {"b"}
+    with pytest.raises(ValueError, match="lacks z, y"):
+        npz.read(tmp_path / "plain.npz", ["a", "z", "y"])
+    with pytest.raises(FileNotFoundError):
+        npz.read(tmp_path / "nothing.npz")
+
+
+def test_what_is_not_asked_for_is_not_unpacked(tmp_path):
+    """A gigabyte of zeros in a megabyte, beside a small array; and the same one asked for."""
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", npy(np.arange(3)))
+        with archive.open("bomb.npy", "w", force_zip64=True) as member:
+            member.write(npy(shape=(2**27,), size=0))
+            for _ in range(128):
+                member.write(bytes(2**23))
+    assert path.stat().st_size < 2**21
+    assert npz.read(path, ["x"], compressed=True)["x"].tolist() == [0, 1, 2]
+    for options in ({"compressed": True}, {"names": ["x", "bomb"], "compressed": True}):
+        with pytest.raises(ValueError, match="would expand to 1,073,"):
+            npz.read(path, **options)
+
+
+def test_a_bomb_in_the_cache_is_made_again(tmp_path, cache, decoded):
+    make_folder(tmp_path, "mnist")
+    first = load("mnist", tmp_path)
+    (file,) = cache.iterdir()
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("other.npy", npy(np.zeros(10**6)))
+    with pytest.warns(UserWarning, match=r"other compressed in a way .* making it again"):
+        again = load("mnist", tmp_path)
+    assert len(decoded) == 2
+    np.testing.assert_array_equal(first.train["x"], again.train["x"])
 
 
 def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path, monkeypatch, decoded):
@@ -422,6 +771,66 @@ def test_ch_mnist_csv_of_another_form(tmp_path, cache, histology):
         write_csv(path, bad_x, bad_y)
         with pytest.raises(ValueError, match=r"pixels in 0\.\.255 and labels in 1\.\.8"):
             load("ch_mnist", tmp_path)
+
+
+def drop_a_number(text):
+    lines = text.splitlines()
+    lines[3] = lines[3].rsplit(",", 1)[0]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        drop_a_number,
+        lambda text: text.replace(",7,", ",7.5,", 1),
+        lambda text: text.replace(",7,", ",=7,", 1),
+        lambda text: text.replace(",7,", ",7#,", 1),
+        lambda text: text.replace(",7,", ",nan,", 1),
+        lambda text: text.replace(",7,", ",99999999999999999999,", 1),
+        lambda text: text.replace("pixel0001", "pixelé001", 1),
+        lambda text: text + "é",
+        lambda text: text.splitlines()[0] + "\n",
+        lambda text: "",
+    ],
+    ids=["short", "7.5", "formula", "comment", "nan", "big", "latin-1", "é", "header", "empty"],
+)
+def test_a_damaged_csv_is_named(damage, tmp_path, cache, histology):
+    path = tmp_path / "hmnist_64_64_L.csv"
+    write_csv(path, *histology)
+    path.write_text(damage(path.read_text()), encoding="latin-1")
+    with pytest.raises(ValueError, match=r"again|take hmnist") as error:
+        load("ch_mnist", tmp_path)
+    assert str(path) in str(error.value)
+
+
+def big_tile(path):
+    """13,000 x 13,000 pixels in a few kilobytes."""
+    from PIL import Image
+
+    Image.new("1", (13_000, 13_000)).save(path, compression="group4")
+    assert path.stat().st_size < 20_000
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (big_tile, "13000x13000|decompression bomb"),
+        (lambda path: path.write_bytes(path.read_bytes()[:300]), "again"),
+        (lambda path: path.write_bytes(b"text"), "cannot identify"),
+        (lambda path: path.write_bytes(b""), "cannot identify"),
+    ],
+    ids=["big", "cut", "text", "empty"],
+)
+def test_a_damaged_tile_is_named(damage, message, tmp_path, cache):
+    from PIL import Image
+
+    folder = tmp_path / "Kather_texture_2016_image_tiles_5000" / "01_TUMOR"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (150, 150)).save(folder / "1.tif")
+    damage(folder / "1.tif")
+    with pytest.raises(ValueError, match=rf"{folder / '1.tif'} is no tile .*({message})"):
+        load("ch_mnist", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -610,8 +1019,24 @@ def test_damaged_har_npz_is_refused(tmp_path, cache, activities):
         save_har(path, activities, **changes)
         with pytest.raises(ValueError, match="561 features"):
             load("har", tmp_path)
+    for changes in (
+        {"y": (y - 1) + 0.7},
+        {"y": (y - 1).astype(str)},
+        {"y": y > 3},
+        {"subject": user + 0.5},
+        {"subject": user.astype(np.complex64)},
+        {"x": x + 1e-3j},
+        {"x": x.astype(str)},
+        {"x": x > 0},
+        {"x": x.astype(object)},
+    ):
+        save_har(path, activities, **changes)
+        with pytest.raises(
+            ValueError, match=rf"uci_har\.npz is damaged \(.*({next(iter(changes))}_tr|obj)"
+        ):
+            load("har", tmp_path)
     np.savez(path, x_train=x)
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match=r"uci_har\.npz is damaged \(it lacks x_test, y_train"):
         load("har", tmp_path)
     path.write_bytes(b"no zip file")
     with pytest.raises(ValueError, match="is damaged"):

@@ -765,10 +765,13 @@ def cache_dir() -> Path:
     owned = not hasattr(os, "getuid") or status.st_uid == os.getuid()
     written_by_others = stat.S_IMODE(status.st_mode) & 0o022 if hasattr(os, "getuid") else 0
     if not owned or written_by_others:
-        why = "can be written by other users" if owned else "belongs to another user"
+        why = "belongs to another user"
+        remedy = "set FEDJAX_ROBUST_CACHE to a folder of your own"
+        if owned:
+            why = "can be written by other users"
+            remedy = f"run chmod go-w '{folder}' and empty it, or {remedy}"
         raise ValueError(
-            f"the cache folder {folder} {why}, who could change what is read from it; run 'chmod go-w "
-            f"{folder}' if it is yours, or set FEDJAX_ROBUST_CACHE to a folder of your own"
+            f"the cache folder {folder} {why}, who could change what is read from it; {remedy}"
         )
     return folder
 
