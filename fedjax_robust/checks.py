@@ -117,7 +117,8 @@ def _real(
 
 def _scalar(what: str, name: str, value: Any) -> None:
     numeric = isinstance(value, int | float | np.number | np.ndarray | jax.Array)
-    if not numeric or isinstance(value, bool):
+    is_key = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    if not numeric or is_key or isinstance(value, bool):
         raise TypeError(f"{what} needs {name} to be a number, got {name}={_shown(value)}")
     if np.ndim(value) != 0:
         raise ValueError(

@@ -242,6 +242,49 @@ def test_it_stops_when_the_rise_is_small(task, blobs, crafted):
     np.testing.assert_array_equal(history, crafted[1][:2])
 
 
+def rising(values):
+    """A gradient whose objective rises as told, one value for each iteration."""
+    left = iter(values)
+
+    def gradient(training_loss, objective, start, x, learning_rate, steps):
+        shape = jax.ShapeDtypeStruct((), jnp.float32)
+        value = jax.experimental.io_callback(lambda: np.float32(next(left)), shape, ordered=True)
+        return value, jnp.ones_like(x)
+
+    return gradient
+
+
+@pytest.mark.parametrize(
+    ("values", "smallest_rise", "computed"),
+    [
+        # Rises 4, 2, 1, 0.5: it stops after the first that is below the limit, and not at it.
+        ([1, 5, 7, 8, 8.5], 3.0, 3),
+        ([1, 5, 7, 8, 8.5], 1.0, 5),
+        ([1, 5, 7, 8, 8.5], 0.75, 5),
+        ([1, 5, 7, 8, 8.5], None, 5),
+        ([1, 5, 4, 8, 8.5], 0.0, 3),  # a fall is below 0
+        ([1, 5, 4, 8, 8.5], -2.0, 5),
+        ([1, 1, 1, 8, 8.5], 0.5, 2),
+    ],
+)
+def test_it_stops_after_the_first_small_rise(task, blobs, values, smallest_rise, computed):
+    _, history = craft(
+        task, blobs, iterations=5, gradient=rising(values), smallest_rise=smallest_rise
+    )
+    np.testing.assert_array_equal(history, values[:computed])
+
+
+def test_points_start_at_different_examples(task, blobs):
+    """As many points as examples: each example once, whatever the key."""
+    train, validation = blobs
+    for key in range(3):
+        points, _ = back_gradient_points(
+            jax.random.key(key), task, train, validation, 60, iterations=1, training_steps=1
+        )
+        ours, theirs = (np.asarray(x).reshape(60, -1) for x in (points["x"], validation["x"]))
+        np.testing.assert_array_equal(np.unique(ours, axis=0), np.unique(theirs, axis=0))
+
+
 def test_a_point_without_gradient_stays(task, blobs):
     def flat(training_loss, objective, start, x, learning_rate, steps):
         return objective(start), jnp.zeros_like(x)

@@ -17,15 +17,19 @@ class Small(linen.Module):
 
     @linen.compact
     def __call__(self, x):
-        x = linen.relu(nn.Conv(3, (3, 3))(x))
-        x = nn.max_pool2x2(linen.relu(nn.Conv(5, (2, 2))(x)))
+        x = linen.relu(nn.Conv(3, (3, 3), padding="VALID")(x))
+        x = nn.max_pool2x2(linen.relu(nn.Conv(5, (2, 2), padding="VALID")(x)))
         return linen.Dense(4)(x.reshape(x.shape[0], -1))
 
 
 class Nested(linen.Module):
     @linen.compact
     def __call__(self, x):
-        return linen.Dense(2)(nn.Conv(2, (2, 2), use_bias=False, name="inner")(x).mean((1, 2)))
+        return linen.Dense(2)(
+            nn.Conv(2, (2, 2), padding="VALID", use_bias=False, padding="VALID", name="inner")(
+                x
+            ).mean((1, 2))
+        )
 
 
 class Outer(linen.Module):
@@ -364,3 +368,145 @@ def test_fine_tuning_keeps_the_mask(problem):
 def test_bad_arguments(problem, make, text):
     with pytest.raises(ValueError, match=text):
         make(problem[1], problem[2])
+
+
+# --- What must not pass, and what is easily got wrong ------------------------------------------------
+
+
+def test_ties_in_the_votes_go_to_the_lower_channel():
+    """Channels 1 and 3 are kept by one client each, 0 and 4 by two, 2 by none: in that order by number
+    of votes, and by number of the channel among equals."""
+    masks = jnp.array([[1, 0, 0, 1, 1], [1, 1, 0, 0, 1]])
+    np.testing.assert_array_equal(repairs.majority_vote(masks), [2, 1, 3, 0, 4])
+    np.testing.assert_array_equal(repairs.majority_vote(masks.astype(bool)), [2, 1, 3, 0, 4])
+    # Every channel has mean rank 2.5.
+    ranked = jnp.array([[1, 2, 3, 4], [4, 3, 2, 1]])
+    np.testing.assert_array_equal(repairs.ranking_vote(ranked), [0, 1, 2, 3])
+    np.testing.assert_array_equal(repairs.ranks(jnp.zeros((1, 4))), [[1, 2, 3, 4]])
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "zeros"),
+    [(0.29, 100, 29), (0.57, 100, 57), (0.3, 10, 3), (0.7, 10, 7), (1 / 3, 10, 3), (0.999, 10, 9)],
+)
+def test_the_share_of_votes_is_rounded_down_as_it_is_written(rate, channels, zeros):
+    """0.29 * 100 is 28.999999999999996 in float64, and more in float32."""
+    values = jnp.arange(channels, dtype=jnp.float32)[None]
+    for given in (rate, np.float32(rate), np.asarray(rate), jnp.asarray(rate, jnp.float32)):
+        assert int(jnp.sum(repairs.votes(values, given) == 0)) == zeros
+
+
+@pytest.mark.parametrize("away", [0.0, 5.0, -300.0])
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1.0, 1e20, 1e30])
+def test_extreme_weights_of_a_kernel_away_from_zero(problem, away, scale):
+    """sigma is about the kernel's own mean, and squares neither underflow nor overflow."""
+    _, layer, params, _ = problem
+    params = np.asarray(params).copy()
+    params[layer.is_weight] = (params[layer.is_weight] + away) * scale
+    weights = params[layer.is_weight].astype(np.float64)
+    mu, sigma = weights.mean(), weights.std()
+    far = np.sort(np.abs(weights - mu) / sigma)
+    for delta in (0.5, 1.0, 2.0):
+        if np.min(np.abs(far - delta)) < 1e-3:
+            continue
+        got, zeroed = repairs.without_extreme_weights(layer, jnp.asarray(params), delta)
+        outside = np.abs(weights - mu) > delta * sigma
+        assert zeroed == outside.sum() > 0
+        np.testing.assert_array_equal(np.asarray(got)[layer.is_weight] == 0, outside)
+        np.testing.assert_array_equal(np.asarray(got)[~layer.is_weight], params[~layer.is_weight])
+        clipped = np.asarray(repairs.self_clipping(layer, delta)(jnp.asarray(params)))
+        expected = np.clip(weights, mu - delta * sigma, mu + delta * sigma)
+        largest = np.abs(weights).max()
+        np.testing.assert_allclose(
+            clipped[layer.is_weight] / largest, expected / largest, rtol=1e-5, atol=1e-6
+        )
+
+
+def test_a_weight_that_is_not_finite_has_no_mean(problem):
+    _, layer, params, _ = problem
+    (place, *_) = np.flatnonzero(layer.is_weight)
+    for value in (np.nan, np.inf):
+        bad = params.at[place].set(value)
+        with pytest.raises(ValueError, match="finite, got 1 that are NaN or Inf"):
+            repairs.without_extreme_weights(layer, bad, 3.0)
+        with pytest.raises(ValueError, match="finite, got 1 that are NaN or Inf"):
+            repairs.adjust_extreme_weights(layer, bad, jnp.sum)
+
+
+@pytest.mark.parametrize(
+    "order", [[0, 1, 2, 3], [0, 1, 2, 3, 3], [1, 2, 3, 4, 5], [-1, 0, 1, 2, 3], [0.0, 1, 2, 3, 4]]
+)
+def test_an_order_names_every_channel_once(problem, order):
+    _, layer, params, _ = problem
+    with pytest.raises((ValueError, TypeError), match="order"):
+        repairs.prune(layer, params, order, jnp.sum)
+
+
+@pytest.mark.parametrize("where", range(5))
+def test_an_accuracy_of_nan_is_a_fall(problem, where):
+    """It stops pruning there, whatever the limits; a model that is NaN from the start is refused."""
+    _, layer, params, _ = problem
+    accuracies = jnp.full(5, 0.9).at[where].set(jnp.nan)
+
+    def validation(candidate):
+        number = sum(jnp.all(jnp.where(layer.channel == c, candidate == 0, True)) for c in range(5))
+        return accuracies[number]
+
+    def pruned(p, **stop):
+        return repairs.prune(layer, p, jnp.arange(5), validation, **stop)[2]["pruned"]
+
+    for stop in ({}, {"drop": np.inf}, {"drop": np.inf, "floor": 0.1}):
+        assert jax.jit(lambda p, stop=stop: pruned(p, **stop))(params) == max(where - 1, 0)
+        if where:
+            assert pruned(params, **stop) == where - 1
+        else:
+            with pytest.raises(ValueError, match="got nan for the model as it is"):
+                pruned(params, **stop)
+
+
+def test_a_delta_at_which_the_accuracy_is_nan_is_not_taken(problem):
+    _, layer, params, _ = problem
+    whole = jnp.sum(params != 0)
+
+    def validation(p):
+        return jnp.where(jnp.sum(p != 0) == whole, 0.9, jnp.nan)
+
+    got, report = repairs.adjust_extreme_weights(layer, params, validation, deltas=(10.0, 1.0, 0.5))
+    assert report["delta"] == 10
+    np.testing.assert_array_equal(got, params)
+
+
+@pytest.mark.parametrize("keep", [[True] * 4, [True] * 6, [[True] * 5], [1, 1, 0, 1, 1], True])
+def test_a_mask_names_every_channel(problem, keep):
+    _, layer, params, _ = problem
+    for use in (
+        lambda: repairs.with_neurons(layer, params, keep),
+        lambda: repairs.masked(layer, keep),
+        lambda: repairs.pruning_aware(layer, keep),
+        lambda: repairs.without_extreme_weights(layer, params, 3.0, keep),
+        lambda: repairs.adjust_extreme_weights(layer, params, jnp.sum, keep=keep),
+    ):
+        with pytest.raises((ValueError, TypeError), match="needs keep of"):
+            use()
+
+
+@pytest.mark.parametrize(
+    "ranked",
+    [[[0, 1, 2]], [[1, 2, 2]], [[1, 2, 4]], [1, 2, 3], [[1.0, 2.0, np.nan]], [[1.5, 2, 3]]],
+)
+def test_ranks_are_1_to_c(ranked):
+    with pytest.raises(ValueError, match="ranks"):
+        repairs.ranking_vote(ranked)
+    with pytest.raises(ValueError, match="ranks"):
+        repairs.reversed_ranks(ranked, [True] * len(ranked))
+
+
+def test_validation_examples_must_fit(problem):
+    """Labels (E, 1) would compare E x E."""
+    task, _, _, data = problem
+    x, y = data.examples["x"], data.examples["y"]
+    for bad in (y[:, None], jax.nn.one_hot(y, 4), y.astype(float), y + 1, y - 1, y[1:]):
+        with pytest.raises(ValueError, match="accuracy"):
+            repairs.accuracy(task, {"x": x, "y": bad})
+        with pytest.raises(ValueError, match="clients_accuracy"):
+            repairs.clients_accuracy(task, data._replace(examples={"x": x, "y": bad}))

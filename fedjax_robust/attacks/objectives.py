@@ -107,7 +107,10 @@ def cosine_distance(params: Array, received: Array) -> Array:
 
 
 def _check_pair(what: str, params: Array, received: Array) -> None:
-    shapes = jnp.shape(params), jnp.shape(received)
+    shapes = [
+        checks.array(what, name, value).shape
+        for name, value in (("params", params), ("received", received))
+    ]
     if len(shapes[0]) != 1 or shapes[0] != shapes[1]:
         raise ValueError(
             f"{what} needs params (d,) and received (d,), got shapes {shapes[0]} and {shapes[1]}"

@@ -81,6 +81,12 @@ def model_replacement(client: Client, data: ClientData, divide: Division) -> Att
 
 def _check_own(what: str, data: ClientData) -> None:
     """The attacker's own data; a pool without arrays is for clients that look at none."""
+    shapes = jnp.shape(data.index), jnp.shape(data.count)
+    if len(shapes[0]) != 1 or shapes[1] != ():
+        raise ValueError(
+            f"{what} needs the data of one client, index (m,) and count (), got shapes {shapes[0]} and "
+            f"{shapes[1]}"
+        )
     if data.examples:
         checks.partition(
             what, data.examples, _one_row(data.index), _one_row(data.count), sorted(data.examples)
