@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
+from fedjax_robust import checks
+from fedjax_robust.memo import same_for_equal_arguments
 from fedjax_robust.robust_stats import safe_norm
-from fedjax_robust.types import Array, Batch, Client, ClientData, Info, Key, State, Task, is_number
+from fedjax_robust.types import Array, Batch, Client, ClientData, Info, Key, State, Task
 
 Poison = Callable[[Key, Batch], Batch]
-"""key, batch -> batch, usually of the same shapes. ``batch["client"]`` () int32 is the client's id."""
+"""key, batch -> batch of the same names and shapes, but perhaps another number of examples.
+``batch["client"]`` () int32 is the client's id."""
 Loss = Callable[[Array, Batch], Array]
 Carry = tuple[Array, State]
 Objective = Callable[[Loss, Array], Loss]
 """loss, received params (d,) -> the loss that is minimised instead."""
 Schedule = Callable[[Array], Array]
-"""epochs (or steps) done () -> learning rate (), as optax's schedules."""
+"""epochs, steps or rounds done () -> learning rate or factor (), as optax's schedules."""
+
+_OF_LOSS = 0x6C6F7373  # folded into a step's key, which a poison may split, for a random loss
 
 
 def sample_without_replacement(key: Key, count: Array, size: int) -> tuple[Array, Array]:
@@ -25,9 +32,20 @@ def sample_without_replacement(key: Key, count: Array, size: int) -> tuple[Array
 
     Floyd's algorithm: ``size`` draws, whatever ``count`` is.
 
+    Args:
+      key: a key.
+      count: >= 0.
+      size: >= 1.
+
     Returns:
       (size,) int32 positions and (size,) float32 mask, 0 for the unused tail when count < size.
+
+    Raises:
+      ValueError: for a count or size out of range.
+      TypeError: if they are no integers, or the size is traced.
     """
+    checks.count("sample_without_replacement", count=count)
+    checks.static_count("sample_without_replacement", 1, size=size)
     k = jnp.minimum(size, count)
     i = jnp.arange(size)
     last = jnp.maximum(count - k + i, 0)
@@ -44,7 +62,15 @@ def sample_without_replacement(key: Key, count: Array, size: int) -> tuple[Array
 
 def _take(data: ClientData, positions: Array, mask: Array) -> Batch:
     rows = data.index[positions]
-    return {name: values[rows] for name, values in data.examples.items()} | {"mask": mask}
+    batch = {name: values[rows] for name, values in data.examples.items()}
+    if "mask" in batch:  # the examples' own weights
+        if batch["mask"].shape != mask.shape:
+            raise ValueError(
+                "local_sgd needs a mask in the pool of one weight for each example, (E,), got shape "
+                f"{data.examples['mask'].shape}"
+            )
+        mask = mask * batch["mask"].astype(mask.dtype)
+    return batch | {"mask": mask}
 
 
 def _random_batch(key: Key, data: ClientData, size: int) -> Batch:
@@ -65,6 +91,7 @@ def _shuffled_positions(key: Key, data: ClientData, steps: int, size: int) -> tu
     return positions, mask.astype(jnp.float32)
 
 
+@same_for_equal_arguments
 def local_sgd(
     task: Task,
     learning_rate: float | Array | Schedule,
@@ -78,18 +105,21 @@ def local_sgd(
     poison: Poison | None = None,
     objective: Objective | None = None,
     stop: Callable[[Array], Array] | None = None,
+    round_schedule: Schedule | None = None,
 ) -> Client:
     """Stochastic gradient descent on the client's own data.
 
     With the default single step this is FedSGD: all clients share the weights, which the compiler can
     use. The step is on the *mean* gradient of the batch; papers whose code sums over the batch state
-    a learning rate that is smaller by the batch size.
+    a learning rate that is smaller by the batch size. A ``mask`` in the pool, (E,) >= 0, weighs the
+    examples in that mean.
 
     Args:
-      task: the learning problem.
-      learning_rate: step size on the mean gradient, > 0; or a schedule, a function of the number of
-        epochs done (without ``epochs``: of steps), such as
-        ``optax.exponential_decay(0.05, 2, 0.1, staircase=True)``: a tenth after every 2 epochs.
+      task: the learning problem; its ``training_loss``, if it has one, is what is minimised.
+      learning_rate: step size on the mean gradient, > 0; or a schedule *within a round*, which starts
+        anew in every round: a function of the number of epochs done in it (without ``epochs``: of
+        steps), such as ``optax.exponential_decay(0.05, 2, 0.1, staircase=True)``: a tenth after every 2
+        epochs. For a decay over rounds, see ``round_schedule``.
       batch_size: b, drawn without replacement and anew in each step; a client with fewer examples uses
         all it has. None = all of the client's data (full-batch gradient).
       steps: local steps, >= 1; leave it at 1 when ``epochs`` is given.
@@ -103,31 +133,57 @@ def local_sgd(
       objective: replaces the loss (training-time attacks).
       stop: params (d,) -> () bool, asked before each epoch; once it is true, nothing changes any more
         (early stopping). Needs ``epochs``.
+      round_schedule: the number of rounds done before this one () -> a factor on the learning rate,
+        such as ``optax.exponential_decay(1.0, 100, 0.5)``: half of it after every 100 rounds. None = 1.
 
     Raises:
-      ValueError: for sizes or rates out of range, both steps and epochs, or stop without epochs.
+      ValueError: for sizes or rates out of range, both steps and epochs, or stop without epochs; on
+        use, if the pool holds a name that a batch needs, ``client``, or if a schedule, stop or poison
+        returns another shape.
+      TypeError: if an argument is of another type.
     """
-    fixed = 1.0 if callable(learning_rate) else learning_rate
-    if is_number(fixed) and not fixed > 0:
-        raise ValueError(f"local_sgd needs learning_rate > 0, got {fixed}")
-    if is_number(momentum) and not 0 <= momentum < 1:
-        raise ValueError(f"local_sgd needs 0 <= momentum < 1, got {momentum}")
-    if clip_norm is not None and is_number(clip_norm) and not clip_norm > 0:
-        raise ValueError(f"local_sgd needs clip_norm > 0, got {clip_norm}; None means no clipping")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(
-            f"local_sgd needs batch_size >= 1, got {batch_size}; None means all of a client's data"
+    what = "local_sgd"
+    checks.part(what, Task, task=task)
+    checks.function(what, optional=False, **{"task.loss": task.loss})
+    checks.function(
+        what,
+        optional=True,
+        poison=poison,
+        objective=objective,
+        stop=stop,
+        round_schedule=round_schedule,
+    )
+    if isinstance(learning_rate, optax.GradientTransformation):
+        raise TypeError(
+            f"{what} needs learning_rate to be a number or a schedule, got an optimizer of optax; write "
+            "local_sgd(task, 0.1, ..., momentum=0.9) for optax.sgd(0.1, momentum=0.9); the server's "
+            "optimizer is Simulation(server_optimizer=...)"
         )
-    if steps < 1 or (epochs is not None and epochs < 1):
-        raise ValueError(f"local_sgd needs steps, epochs >= 1, got steps={steps}, epochs={epochs}")
-    if epochs is not None and steps != 1:
-        raise ValueError(f"local_sgd takes steps or epochs, got steps={steps} and epochs={epochs}")
+    if not callable(learning_rate):
+        checks.positive(what, learning_rate=learning_rate)
+    checks.between(what, 0, 1, open_high=True, momentum=momentum)
+    checks.boolean(what, keep_momentum=keep_momentum)
+    if clip_norm is not None:
+        checks.positive(what, clip_norm=clip_norm, remedy="None means no clipping")
+    if batch_size is not None:
+        checks.static_count(
+            what, 1, batch_size=batch_size, remedy="None means all of a client's data"
+        )
+    checks.static_count(what, 1, steps=steps)
+    if epochs is not None:
+        checks.static_count(what, 1, epochs=epochs)
+        if steps != 1:
+            raise ValueError(f"{what} takes steps or epochs, got steps={steps} and epochs={epochs}")
     if stop is not None and epochs is None:
-        raise ValueError("local_sgd asks stop before each epoch: give epochs, not steps")
-    rate_at = learning_rate if callable(learning_rate) else lambda _: learning_rate
-    has_momentum = not (is_number(momentum) and momentum == 0)
+        raise ValueError(f"{what} asks stop before each epoch: give epochs, not steps")
+    has_momentum = not (checks.is_known(momentum) and float(momentum) == 0)
     if keep_momentum and not has_momentum:
-        raise ValueError("local_sgd keeps a momentum only if there is one: set momentum > 0")
+        raise ValueError(f"{what} keeps a momentum only if there is one: set momentum > 0")
+
+    def rate_at(done: Array) -> float | Array:
+        if not callable(learning_rate):
+            return learning_rate
+        return _scalar("the learning_rate of local_sgd", learning_rate(done))
 
     def init(params: Array) -> State:
         return jnp.zeros_like(params) if keep_momentum else ()
@@ -135,13 +191,36 @@ def local_sgd(
     def update(
         key: Key, received: Array, state: State, data: ClientData
     ) -> tuple[Array, State, Info]:
-        loss = task.loss if objective is None else objective(task.loss, received)
+        if "client" in data.examples:
+            raise ValueError(
+                "local_sgd puts the client's id into a batch as 'client', got a pool that has a column "
+                "of this name; rename it"
+            )
+        factor: float | Array | None = None
+        if round_schedule is not None:
+            rounds = round_schedule(jnp.asarray(data.round))
+            factor = _scalar("the round_schedule of local_sgd", rounds)
+
+        def of_step(key: Key) -> Loss:
+            random, loss = task.training_loss, task.loss
+            if random is not None:
+
+                def loss(params: Array, batch: Batch) -> Array:
+                    return random(params, batch, jax.random.fold_in(key, _OF_LOSS))
+
+            if objective is None:
+                return loss
+            instead = objective(loss, received)
+            checks.function("local_sgd", optional=False, **{"what objective returns": instead})
+            return instead
 
         def step(carry: Carry, key: Key, batch: Batch, rate: float | Array) -> tuple[Carry, Array]:
             params, velocity = carry
             if poison is not None:
-                batch = poison(key, batch | {"client": jnp.asarray(data.id)})
-            value, gradient = jax.value_and_grad(loss)(params, batch)
+                batch = _poisoned(poison, key, batch | {"client": jnp.asarray(data.id)})
+            if factor is not None:
+                rate = rate * factor
+            value, gradient = jax.value_and_grad(of_step(key))(params, batch)
             if clip_norm is not None:
                 gradient *= clip_norm / jnp.maximum(safe_norm(gradient), clip_norm)
             new_velocity: State = ()
@@ -191,11 +270,11 @@ def local_sgd(
             def epoch(carry: Carry, e: Array) -> tuple[Carry, Array]:
                 if stop is None:
                     return train(carry, e)
+                stopped = stop(carry[0])
+                checks.returned("the stop of local_sgd", stopped, (), floating=False)
                 no_losses = jnp.zeros(per_epoch, received.dtype)
                 # What has stopped does not change, so that it is found to have stopped again.
-                return jax.lax.cond(
-                    stop(carry[0]), lambda: (carry, no_losses), lambda: train(carry, e)
-                )
+                return jax.lax.cond(stopped, lambda: (carry, no_losses), lambda: train(carry, e))
 
             carry, losses = jax.lax.scan(epoch, carry, jnp.arange(epochs))
         params, velocity = carry
@@ -203,3 +282,35 @@ def local_sgd(
         return params - received, velocity if keep_momentum else (), info
 
     return Client(init, update)
+
+
+def _scalar(what: str, value: Any) -> float | Array:
+    """A schedule's result, which may be a number."""
+    if not isinstance(value, int | float):
+        checks.returned(what, value, (), floating=False)
+    return value
+
+
+def _poisoned(poison: Poison, key: Key, batch: Batch) -> Batch:
+    """The poisoned batch: of the names and shapes that it had, but for the number of examples."""
+    result = poison(key, batch)
+    if not isinstance(result, Mapping):
+        raise TypeError(
+            f"the poison of local_sgd must return a batch, a dict of arrays, got {type(result).__name__}"
+        )
+    names = [name for name in batch if name != "client"]
+    if missing := [name for name in names if name not in result]:
+        raise ValueError(
+            f"the poison of local_sgd must return all that a batch has, but {missing} are missing; "
+            "return {**batch, ...} with what it changes"
+        )
+    before = {name: jnp.shape(batch[name]) for name in names}
+    after = {name: jnp.shape(result[name]) for name in names}
+    if any(before[n][1:] != after[n][1:] or not after[n] for n in names) or (
+        len({shape[:1] for shape in after.values()}) != 1
+    ):
+        raise ValueError(
+            "the poison of local_sgd must return arrays of the shapes that it got, with one common "
+            f"number of examples; got {after} for {before}"
+        )
+    return dict(result)

@@ -98,7 +98,7 @@ class FangDNN(nn.Module):
     def __call__(self, x: Array) -> Array:
         """x (b, H, W, C), at least 10x10 pixels -> logits (b, num_classes)."""
         for features in (30, 50):
-            x = Conv(features, (3, 3), kernel_init=xavier(2.24))(x)
+            x = Conv(features, (3, 3), padding="VALID", kernel_init=xavier(2.24))(x)
             # ReLU after pooling gives what the paper's order gives, from a quarter of the values.
             x = nn.relu(max_pool2x2(x))
         return MLP(self.num_classes, (self.hidden,))(x)
@@ -133,7 +133,8 @@ class MnistNet(nn.Module):
     def __call__(self, x: Array) -> Array:
         """x (b, H, W, C), at least 16x16 pixels -> logits (b, num_classes)."""
         for features in self.features:
-            x = nn.relu(max_pool2x2(Conv(features, (5, 5), **_pytorch(25 * x.shape[3]))(x)))
+            x = Conv(features, (5, 5), padding="VALID", **_pytorch(25 * x.shape[3]))(x)
+            x = nn.relu(max_pool2x2(x))
         return _dense(x, (self.hidden, self.num_classes), _pytorch)
 
 
@@ -160,7 +161,7 @@ class ConvNet(nn.Module):
         """x (b, H, W, C) -> logits (b, num_classes)."""
         for block in self.blocks:
             for i, features in enumerate(block):
-                x = Conv(features, (3, 3), **_pytorch(9 * x.shape[3]))(x)
+                x = Conv(features, (3, 3), padding="VALID", **_pytorch(9 * x.shape[3]))(x)
                 if i == len(block) - 1:
                     x = max_pool2x2(x)
                 x = nn.relu(x)
@@ -266,7 +267,7 @@ def _conv(features: int, size: int, stride: int = 1) -> Conv:
     return Conv(
         features,
         (size, size),
-        stride=stride,
+        strides=stride,
         padding=size // 2,
         use_bias=False,
         kernel_init=xavier(math.pi),

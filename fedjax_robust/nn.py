@@ -1,35 +1,40 @@
-"""Flax layers that stay fast under ``jax.vmap`` over their weights.
+"""Flax layers of the papers' models that Flax does not have, or not as fast under ``jax.vmap``.
 
-``vmap`` turns a convolution with per-client weights into a grouped convolution, which XLA runs slowly
-on CPU, and the gradient of ``reduce_window`` is a slow scatter. Written with slices and matrix
-products, both batch well. ``experiments/bench_kernels.py`` measures them.
+A model of one's own may as well be written with Flax's layers: ``tasks.classification`` makes its
+convolutions and poolings fast (``convolution``). ``experiments/bench_kernels.py`` measures them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedjax_robust import checks
+from fedjax_robust.convolution import Convolution, convolve
+
 Array = jax.Array
 
 
 class Conv(nn.Module):
-    """Two-dimensional convolution, (b, H, W, C) -> (b, H', W', features).
+    """Two-dimensional convolution, (b, H, W, C) -> (b, H', W', features), as ``flax.linen.Conv``.
 
-    The parameters are ``flax.linen.Conv``'s: ``kernel`` (h, w, C, features), ``bias`` (features,).
+    Arguments, parameters, ``kernel`` (h, w, C, features) and ``bias`` (features,), and values are
+    Flax's. ``tasks.classification`` makes Flax's own layer as fast, but for adding the bias.
 
     Attributes:
         features: output channels, >= 1.
         kernel_size: (h, w), each >= 1.
-        stride: step in both directions, >= 1.
-        padding: "VALID" (none), "SAME" (H' = ceil(H / stride), an odd pixel of padding at the end) or
-            the pixels on each side, >= 0, as MXNet and PyTorch have it: with an even H and a stride of
-            2, a 3x3 kernel starts at pixel -1 with padding=1 and at pixel 0 with "SAME".
+        strides: steps down and to the right, or one number for both, >= 1.
+        padding: "SAME" (H' = ceil(H / stride), an odd pixel of padding at the end), "VALID" (none), the
+            pixels on each side, or ((top, bottom), (left, right)), >= 0. With an even H and a stride
+            of 2, a 3x3 kernel starts at pixel -1 with padding=1, as MXNet and PyTorch have it, and at
+            pixel 0 with "SAME".
+        kernel_dilation: distance of the pixels under the kernel, as ``strides``; 1 = neighbours.
         use_bias: whether to add a bias.
         kernel_init: initializer of the kernel.
         bias_init: initializer of the bias.
@@ -37,12 +42,14 @@ class Conv(nn.Module):
     Raises:
         ValueError: an attribute is out of range, the input is not (b, H, W, C), or it is
             smaller than the kernel without padding.
+        TypeError: an attribute is of another type.
     """
 
     features: int
-    kernel_size: tuple[int, int] = (3, 3)
-    stride: int = 1
-    padding: Literal["VALID", "SAME"] | int = "VALID"
+    kernel_size: int | Sequence[int]
+    strides: int | Sequence[int] | None = 1
+    padding: str | int | Sequence[int | tuple[int, int]] = "SAME"
+    kernel_dilation: int | Sequence[int] | None = 1
     use_bias: bool = True
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
@@ -50,47 +57,58 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """x (b, H, W, C) -> (b, H', W', features)."""
-        h, w = self.kernel_size
-        known = (
-            self.padding >= 0
-            if isinstance(self.padding, int)
-            else self.padding in ("VALID", "SAME")
-        )
-        if min(self.features, h, w, self.stride) < 1 or not known:
-            raise ValueError(
-                "Conv needs features, kernel_size and stride >= 1 and padding 'VALID', 'SAME' or >= 0, "
-                f"got features={self.features}, kernel_size={self.kernel_size}, "
-                f"stride={self.stride}, padding={self.padding!r}"
+        checks.static_count("Conv", 1, features=self.features)
+        checks.boolean("Conv", use_bias=self.use_bias)
+        if isinstance(self.kernel_size, int):
+            raise TypeError(
+                f"Conv needs kernel_size (h, w), got {self.kernel_size}; write "
+                f"({self.kernel_size}, {self.kernel_size})"
             )
+        size = _pair("kernel_size", self.kernel_size)
+        strides, dilation = _pair("strides", self.strides), _pair("dilation", self.kernel_dilation)
         if x.ndim != 4:
             raise ValueError(f"Conv needs an input (b, H, W, C), got shape {x.shape}: reshape it")
-        if self.padding == "SAME":
-            pads = lax.padtype_to_pads(x.shape[1:3], (h, w), (self.stride,) * 2, "SAME")
-            x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-        elif isinstance(self.padding, int):
-            x = jnp.pad(x, ((0, 0), *[(self.padding,) * 2] * 2, (0, 0)))
-        if x.shape[1] < h or x.shape[2] < w:
+        reach = [(k - 1) * d + 1 for k, d in zip(size, dilation, strict=True)]
+        padding = _padding(self.padding, x.shape[1:3], reach, strides)
+        padded = [pixels + sum(pads) for pixels, pads in zip(x.shape[1:3], padding, strict=True)]
+        if padded[0] < reach[0] or padded[1] < reach[1]:
             raise ValueError(
-                f"Conv needs an input of at least {h}x{w} pixels with its padding, got "
-                f"{x.shape[1]}x{x.shape[2]}: use padding='SAME' or a smaller kernel"
+                f"Conv needs an input of at least {reach[0]}x{reach[1]} pixels with its padding, got "
+                f"{padded[0]}x{padded[1]}: use padding='SAME' or a smaller kernel"
             )
-        kernel = self.param("kernel", self.kernel_init, (h, w, x.shape[3], self.features))
-        matrix, patches = kernel.reshape(-1, self.features), _patches(x, h, w, self.stride)
+        weights = [self.param("kernel", self.kernel_init, (*size, x.shape[3], self.features))]
         if self.use_bias:
-            # As the weight of a constant input, the bias stays out of what XLA fuses with the output,
-            # where reading a client's own bias would slow down every loop over it.
-            bias = self.param("bias", self.bias_init, (self.features,))
-            matrix = jnp.concatenate([matrix, bias[None]])
-            patches = jnp.concatenate([patches, jnp.ones_like(patches[..., :1])], axis=-1)
-        return patches @ matrix
+            weights.append(self.param("bias", self.bias_init, (self.features,)))
+        x, *weights = nn.dtypes.promote_dtype(x, *weights)
+        return convolve(Convolution(strides, padding, dilation), x, *weights)
 
 
-def _patches(x: Array, h: int, w: int, stride: int) -> Array:
-    """(b, H, W, C) -> (b, H', W', h * w * C): the pixels under the kernel at every position."""
-    height, width = x.shape[1] - h + 1, x.shape[2] - w + 1
-    return jnp.concatenate(
-        [x[:, i : i + height : stride, j : j + width : stride] for i in range(h) for j in range(w)],
-        axis=-1,
+def _pair(name: str, value: int | Sequence[int] | None) -> tuple[int, int]:
+    values = (1, 1) if value is None else value
+    values = (values, values) if isinstance(values, int) else tuple(values)
+    if len(values) != 2:
+        raise ValueError(f"Conv needs two {name}, one for each direction, got {value!r}")
+    for number in values:
+        checks.static_count("Conv", 1, remedy="", **{name: number})
+    return values
+
+
+def _padding(
+    padding: Any, pixels: Sequence[int], reach: Sequence[int], strides: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    if padding in ("SAME", "VALID"):
+        return tuple(lax.padtype_to_pads(pixels, reach, strides, padding))
+    sides = padding
+    if isinstance(sides, int):
+        sides = (sides, sides)
+    if isinstance(sides, Sequence) and not isinstance(sides, str) and len(sides) == 2:
+        sides = tuple((side, side) if isinstance(side, int) else tuple(side) for side in sides)
+        numbers = [number for side in sides for number in side]
+        if len(numbers) == 4 and all(isinstance(n, int) and n >= 0 for n in numbers):
+            return sides
+    raise ValueError(
+        "Conv needs padding 'SAME', 'VALID', pixels >= 0 or ((top, bottom), (left, right)), got "
+        f"padding={padding!r}"
     )
 
 
@@ -109,8 +127,7 @@ def max_pool2x2(x: Array) -> Array:
             "max_pool2x2 needs an input (b, H, W, C) with H, W >= 2, got shape "
             f"{x.shape}: reshape it or leave the pooling out"
         )
-    a, b, c, d = _corners(x)
-    return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
+    return nn.max_pool(x, (2, 2), (2, 2))
 
 
 @max_pool2x2.defjvp

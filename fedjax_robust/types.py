@@ -38,6 +38,11 @@ class Task(NamedTuple):
     """(d,), x (b, ...) -> (b, classes); of sequences x (b, T) -> (b, T, words)."""
     unravel: Callable[[Array], Any]
     """(d,) -> the named leaves of the model: the only pytree view."""
+    training_loss: Callable[[Array, Batch, Key], Array] | None = None
+    """What clients minimise if it is random, as with dropout: (d,), batch, key -> scalar. None = ``loss``,
+    which never is."""
+    ravel: Callable[[Any], Array] | None = None
+    """The inverse of ``unravel``: named leaves -> (d,)."""
 
 
 class FederatedData(NamedTuple):

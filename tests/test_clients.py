@@ -320,17 +320,17 @@ def test_objective_replaces_the_loss_and_knows_the_received_model():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"learning_rate": 0.0}, "learning_rate > 0, got 0.0"),
-        ({"learning_rate": -1}, "learning_rate > 0, got -1"),
-        ({"learning_rate": float("nan")}, "learning_rate > 0, got nan"),
-        ({"momentum": 1.0}, "0 <= momentum < 1, got 1.0"),
-        ({"momentum": -0.1}, "0 <= momentum < 1, got -0.1"),
-        ({"batch_size": 0}, "batch_size >= 1, got 0; None means"),
+        ({"learning_rate": 0.0}, "learning_rate > 0, got learning_rate=0.0"),
+        ({"learning_rate": -1}, "learning_rate > 0, got learning_rate=-1"),
+        ({"learning_rate": float("nan")}, "learning_rate > 0 and finite, got learning_rate=nan"),
+        ({"momentum": 1.0}, r"momentum in \[0, 1\), got momentum=1.0"),
+        ({"momentum": -0.1}, r"momentum in \[0, 1\), got momentum=-0.1"),
+        ({"batch_size": 0}, "batch_size >= 1, got batch_size=0; None means"),
         ({"steps": 0}, "steps=0"),
         ({"epochs": 0}, "epochs=0"),
         ({"steps": 2, "epochs": 3}, "steps or epochs, got steps=2 and epochs=3"),
         ({"keep_momentum": True}, "set momentum > 0"),
-        ({"clip_norm": 0.0}, "clip_norm > 0, got 0.0; None means"),
+        ({"clip_norm": 0.0}, "clip_norm > 0, got clip_norm=0.0; None means"),
     ],
 )
 def test_bad_arguments(arguments, message):

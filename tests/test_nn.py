@@ -23,6 +23,8 @@ SETTINGS = [
     ((3, 3), 2, 1, (8, 8, 3)),
     ((1, 1), 2, 0, (8, 8, 3)),
     ((3, 2), 2, 2, (5, 6, 2)),
+    ((3, 2), (2, 1), ((0, 1), (3, 2)), (6, 5, 2)),
+    ((2, 3), (1, 3), (2, 0), (6, 7, 2)),
 ]
 
 
@@ -31,11 +33,8 @@ def normal(seed, shape):
 
 
 def pair(kernel, stride, padding, use_bias=True):
-    ours = Conv(6, kernel, stride=stride, padding=padding, use_bias=use_bias)
-    theirs = flax_nn.Conv(
-        6, kernel, strides=(stride, stride), padding=padding, use_bias=use_bias, precision="highest"
-    )
-    return ours, theirs
+    arguments = {"strides": stride, "padding": padding, "use_bias": use_bias}
+    return Conv(6, kernel, **arguments), flax_nn.Conv(6, kernel, **arguments, precision="highest")
 
 
 def close(a, b):
@@ -66,6 +65,30 @@ def test_conv_equals_flax(kernel, stride, padding, shape, weights):
     close(results(ours), results(theirs))
 
 
+@pytest.mark.parametrize("padding", ["SAME", "VALID", 2])
+def test_conv_dilation(padding):
+    """The kernel's pixels 2 rows and 3 columns apart; the weights are one client's."""
+    ours, theirs = (
+        conv(4, (3, 2), (2, 1), padding, kernel_dilation=(2, 3)) for conv in (Conv, flax_nn.Conv)
+    )
+    x = normal(0, (2, 9, 8, 3))
+    params = theirs.init(jax.random.key(1), x)
+    jax.tree.map(np.testing.assert_array_equal, params, ours.init(jax.random.key(1), x))
+
+    def gradient(module):
+        return jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(module.apply(p, x)))))(params)
+
+    close((ours.apply(params, x), gradient(ours)), (theirs.apply(params, x), gradient(theirs)))
+
+
+def test_defaults_are_those_of_flax():
+    x = normal(0, (2, 7, 6, 3))
+    params = Conv(4, (3, 3)).init(jax.random.key(1), x)
+    expected = flax_nn.Conv(4, (3, 3)).init(jax.random.key(1), x)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    close(Conv(4, (3, 3)).apply(params, x), flax_nn.Conv(4, (3, 3)).apply(params, x))
+
+
 def test_conv_forward_mode():
     ours, theirs = pair((3, 3), 2, "SAME")
     x, t = normal(0, (2, 2, 7, 6, 3))
@@ -82,7 +105,7 @@ def test_where_the_windows_start():
     x = jnp.tile(jnp.arange(1.0, 5.0), (4, 1)).reshape(1, 4, 4, 1)
     kernel = jnp.zeros((3, 3, 1, 1)).at[1].set(1)
     for padding, expected in (("SAME", [6, 7]), (1, [3, 9]), (0, [6]), ("VALID", [6])):
-        conv = Conv(1, (3, 3), stride=2, padding=padding, use_bias=False)
+        conv = Conv(1, (3, 3), strides=2, padding=padding, use_bias=False)
         y = conv.apply({"params": {"kernel": kernel}}, x)
         np.testing.assert_array_equal(y[0, 0, :, 0], expected)
 
@@ -98,19 +121,35 @@ def test_conv_without_bias():
 @pytest.mark.parametrize(
     ("module", "shape", "message"),
     [
-        (Conv(0), (1, 5, 5, 1), "features=0"),
-        (Conv(2, (0, 3)), (1, 5, 5, 1), r"kernel_size=\(0, 3\)"),
-        (Conv(2, stride=0), (1, 5, 5, 1), "stride=0"),
-        (Conv(2, padding="FULL"), (1, 5, 5, 1), "'FULL'"),
-        (Conv(2, padding=-1), (1, 5, 5, 1), "padding=-1"),
+        (Conv(0, (3, 3)), (1, 5, 5, 1), "features=0"),
+        (Conv(2.5, (3, 3)), (1, 5, 5, 1), "features=2.5"),
+        (Conv(2, (0, 3)), (1, 5, 5, 1), "kernel_size=0"),
+        (Conv(2, (3, 3, 3)), (1, 5, 5, 1), r"two kernel_size.*\(3, 3, 3\)"),
+        (Conv(2, (3, 3), strides=0), (1, 5, 5, 1), "strides=0"),
+        (Conv(2, (3, 3), strides=(1, -1)), (1, 5, 5, 1), "strides=-1"),
+        (Conv(2, (3, 3), kernel_dilation=0), (1, 5, 5, 1), "dilation=0"),
+        (Conv(2, (3, 3), padding="FULL"), (1, 5, 5, 1), "'FULL'"),
+        (Conv(2, (3, 3), padding=-1), (1, 5, 5, 1), "padding=-1"),
+        (Conv(2, (3, 3), padding=((1, 1), (0, -1))), (1, 5, 5, 1), r"\(0, -1\)"),
+        (Conv(2, (3, 3), padding=((1, 1),)), (1, 5, 5, 1), r"\(\(1, 1\),\)"),
         (Conv(2, (5, 5), padding=1), (1, 2, 4, 1), "at least 5x5 pixels .* got 4x6"),
-        (Conv(2), (5, 5, 1), "reshape"),
-        (Conv(2), (1, 2, 5, 1), "at least 3x3 pixels .* got 2x5"),
+        (Conv(2, (3, 3)), (5, 5, 1), "reshape"),
+        (Conv(2, (3, 3), padding="VALID"), (1, 2, 5, 1), "at least 3x3 pixels .* got 2x5"),
+        (
+            Conv(2, (3, 3), padding="VALID", kernel_dilation=2),
+            (1, 5, 4, 1),
+            "at least 5x5 pixels .* got 5x4",
+        ),
     ],
 )
 def test_conv_bad_input(module, shape, message):
     with pytest.raises(ValueError, match=message):
         module.init(jax.random.key(0), jnp.zeros(shape))
+
+
+def test_a_kernel_of_one_number_is_one_dimensional_in_flax():
+    with pytest.raises(TypeError, match=r"write \(3, 3\)"):
+        Conv(2, 3).init(jax.random.key(0), jnp.zeros((1, 5, 5, 1)))
 
 
 @pytest.mark.parametrize("size", [(2, 2), (3, 4), (11, 11)])

@@ -26,9 +26,7 @@ class Nested(linen.Module):
     @linen.compact
     def __call__(self, x):
         return linen.Dense(2)(
-            nn.Conv(2, (2, 2), padding="VALID", use_bias=False, padding="VALID", name="inner")(
-                x
-            ).mean((1, 2))
+            nn.Conv(2, (2, 2), padding="VALID", use_bias=False, name="inner")(x).mean((1, 2))
         )
 
 
