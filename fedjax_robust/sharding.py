@@ -9,7 +9,9 @@ mesh count as one. With ``mesh=None`` every function here does nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -68,7 +70,8 @@ def everywhere(mesh: Mesh | None, tree: Any) -> Any:
 def settle(mesh: Mesh | None, state: SimState) -> SimState:
     """A state between rounds: clients' own states split by clients, all else on every device.
 
-    States of N clients that the devices do not divide are on every device, too.
+    States of N clients that the devices do not divide are on every device, too: an array cannot be
+    split unevenly, and more clients than there are would show in the result and in checkpoints.
     """
     if mesh is None:
         return state
@@ -127,7 +130,7 @@ def agreed(mesh: Mesh | None, fact: bool, about: str) -> bool:
     Raises:
       ValueError: if they do not.
     """
-    if mesh is not None and jax.process_count() > 1:
+    if _several(mesh):
         votes = multihost_utils.process_allgather(np.array(fact))
         if votes.any() != votes.all():
             raise ValueError(
@@ -135,3 +138,54 @@ def agreed(mesh: Mesh | None, fact: bool, about: str) -> bool:
                 "same file, on a file system that they share"
             )
     return fact
+
+
+def same(mesh: Mesh | None, **facts: Any) -> None:
+    """All processes say the same about everything; otherwise they would wait for each other forever.
+
+    Args:
+      mesh: the devices.
+      facts: name -> what has a ``repr`` that is equal in all processes if it is.
+
+    Raises:
+      ValueError: in all processes, if they do not; it names what differs.
+    """
+    if not _several(mesh):
+        return
+    digests = [hashlib.sha256(repr(fact).encode()).digest() for fact in facts.values()]
+    mine = np.frombuffer(b"".join(digests), np.uint8).reshape(len(facts), -1)
+    all_digests = multihost_utils.process_allgather(mine)
+    differs = np.any(all_digests != all_digests[:1], axis=(0, 2))
+    if differs.any():
+        names = [name for name, other in zip(facts, differs, strict=True) if other]
+        raise ValueError(
+            f"all processes must call run with equal arguments and read the same files, but they "
+            f"differ in {', '.join(names)}; in this process: "
+            + ", ".join(f"{name}={facts[name]!r}" for name in names)
+        )
+
+
+@contextmanager
+def together(mesh: Mesh | None, what: str) -> Iterator[None]:
+    """A block that fails in all processes if it does in one. All of them must come to its end.
+
+    Raises:
+      ValueError: where the block did not fail itself.
+    """
+    error = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    if _several(mesh):
+        failed = multihost_utils.process_allgather(np.array(error is not None))
+        if error is None and failed.any():
+            raise ValueError(
+                f"{what}: process {int(np.argmax(failed))} failed, and its own error says why"
+            )
+    if error is not None:
+        raise error
+
+
+def _several(mesh: Mesh | None) -> bool:
+    return mesh is not None and jax.process_count() > 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -10,12 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
 from fedjax_robust import checkpoint as checkpoints
-from fedjax_robust import sharding
+from fedjax_robust import checks, contracts, files, sharding
 from fedjax_robust.robust_stats import weighted_mean
 from fedjax_robust.types import (
     Array,
@@ -34,6 +34,7 @@ from fedjax_robust.types import (
 )
 
 History = dict[str, Array]
+_OWN_COINS = 0x5EEDC015  # folded into the attack's key: numbers that the server does not draw
 
 
 def init(sim: Simulation, key: Key, data: FederatedData, params: Array | None = None) -> SimState:
@@ -47,15 +48,23 @@ def init(sim: Simulation, key: Key, data: FederatedData, params: Array | None = 
 
     Raises:
       ValueError: if the simulation contradicts itself or the data (see ``check``).
+      TypeError: for a part of another kind, or a key that is none.
     """
-    check(sim, data)
+    sim, data = check(sim, data)
+    key = checks.key("init", key)
+    if data.index.ndim != 2:
+        raise ValueError(
+            f"init needs data.index (N, m) of one partition, got shape {data.index.shape}; run takes "
+            "a stack of them with a vector of keys"
+        )
     num_clients = data.index.shape[0]
     params_key, rounds_key = jax.random.split(key)
+    params = contracts.start("init", sim, data, params)
     if params is None:
         params = sim.task.init(params_key)
     malicious = ()
     if sim.attack.client is not None:
-        malicious = _stack_states(sim.attack.client, params, sim.num_malicious)
+        malicious = _stack_states(sim.attack.client, params, contracts.most_malicious(sim))
     return SimState(
         params=params,
         opt=sim.server_optimizer.init(params),
@@ -67,30 +76,20 @@ def init(sim: Simulation, key: Key, data: FederatedData, params: Array | None = 
     )
 
 
-def check(sim: Simulation, data: FederatedData) -> None:
-    """Raise a ValueError, with the remedy, if the simulation contradicts itself or the data."""
-    num_clients = data.index.shape[-2]
-    if not 0 <= sim.num_malicious <= num_clients:
-        raise ValueError(
-            f"num_malicious must lie in 0 .. N, got {sim.num_malicious} of N={num_clients} clients"
-        )
-    if sim.clients_per_round is not None and sim.participants is not None:
-        raise ValueError(
-            "participants and clients_per_round are two ways to draw a round's clients; pass one"
-        )
-    if sim.clients_per_round is not None and not 1 <= sim.clients_per_round <= num_clients:
-        raise ValueError(
-            f"clients_per_round must lie in 1 .. N={num_clients}, got {sim.clients_per_round}; "
-            "None means all"
-        )
-    if sim.client_chunk is not None and sim.client_chunk < 1:
-        raise ValueError(f"client_chunk must be >= 1, got {sim.client_chunk}; None means all")
-    for name in sim.knowledge._fields:
-        if getattr(sim.attack.needs, name) and not getattr(sim.knowledge, name):
-            raise ValueError(
-                f"the attack needs Knowledge({name}=True), but the simulation grants {sim.knowledge}; "
-                f"pass Simulation(knowledge=Knowledge({name}=True, ...)) or a weaker attack"
-            )
+def check(sim: Simulation, data: FederatedData) -> tuple[Simulation, FederatedData]:
+    """The simulation and the data as the engine needs them: whole numbers as Python's, JAX arrays.
+
+    Raises:
+      ValueError: with the remedy, if the simulation contradicts itself or the data: numbers out of
+        range, an attack that needs more knowledge than it is granted, rows or counts that cannot be,
+        labels that are none of the task's classes.
+      TypeError: for a part of another kind, such as a factory that was not called.
+    """
+    sim = contracts.simulation(sim)
+    data = contracts.federated_data("run", data)
+    contracts.fits(sim, data.index.shape[-2])
+    contracts.task("run", sim, data.examples)
+    return sim, data
 
 
 def step(
@@ -110,30 +109,31 @@ def step(
       ``sim.observe`` report.
 
     Raises:
-      ValueError: if two of these use the same name.
+      ValueError: if two of these use the same name, or a part returns another shape than it must.
+      TypeError: for a part of another kind, or that returns something else than arrays.
     """
+    sim = contracts.simulation(sim)
+    contracts.state("step", state)
+    data = contracts.arrays("step", data)
     key = jax.random.fold_in(state.key, state.round)
     select_key, train_key, attack_key, server_key, repair_key = jax.random.split(key, 5)
 
-    if sim.participants is None:
-        ids = _participants(select_key, data.index.shape[0], sim.clients_per_round)
-    else:
-        ids = sim.participants(select_key, state.round)
-    count = data.count[ids]
-    weights = sim.weights(count)
+    ids, weights = _present(sim, select_key, state, data)
     updates, clients, losses = _train(sim, train_key, ids, state, data, mesh)
     updates = sharding.by_parameters(mesh, updates)
 
-    num_malicious = min(sim.num_malicious, ids.shape[0])  # ids ascend: malicious rows come first
+    # ids ascend: malicious rows come first
+    num_malicious = min(contracts.most_malicious(sim), ids.shape[0])
     malicious = (ids < sim.num_malicious) & (weights > 0)
     observed: Info = {}
     if sim.observe is not None:
         honest = Received(updates, weights, ids, state.params, server_key)
-        observed = sim.observe(honest, malicious)
+        observed = contracts.named("observe", sim.observe(honest, malicious))
     attack = state.attack
     if num_malicious:
         visible = (weights > 0) if sim.knowledge.others else malicious
         visible &= jnp.all(jnp.isfinite(updates), axis=1)  # the server will drop such rows too
+        coins = server_key if sim.knowledge.coins else jax.random.fold_in(attack_key, _OWN_COINS)
         view = AttackerView(
             updates=jnp.where(visible[:, None], updates, 0),
             visible=visible,
@@ -142,23 +142,20 @@ def step(
             num_malicious=num_malicious,
             params=state.params,
             key=attack_key,
-            aggregate=_this_rounds_rule(sim, state, weights, ids, server_key)
+            aggregate=_this_rounds_rule(sim, state, weights, ids, coins)
             if sim.knowledge.rule
             else None,
             ids=ids,
         )
-        crafted, attack = sim.attack.craft(view, attack)
-        crafted = jnp.where(
-            malicious[:num_malicious, None], crafted[:num_malicious], updates[:num_malicious]
-        )
+        crafted, attack = contracts.crafted(sim.attack, view, attack)
+        crafted = jnp.where(malicious[:num_malicious, None], crafted, updates[:num_malicious])
         updates = jnp.concatenate([crafted, updates[num_malicious:]])
 
     received = Received(updates, weights, ids, state.params, server_key)
-    aggregate, aggregator, info = sim.aggregator.aggregate(received, state.aggregator)
-    change, opt = sim.server_optimizer.update(-aggregate, state.opt, state.params)
-    params = optax.apply_updates(state.params, change)
+    aggregate, aggregator, info = contracts.aggregated(sim.aggregator, received, state.aggregator)
+    params, opt = contracts.changed(sim.server_optimizer, aggregate, state.opt, state.params)
     if sim.after_round is not None:
-        params = sim.after_round(repair_key, params)
+        params = contracts.model("after_round", sim.after_round(repair_key, params), params)
 
     if clash := {*info} & {"train_loss", "malicious", "round"}:
         raise ValueError(f"the aggregator may not report the names {sorted(clash)}; rename them")
@@ -168,6 +165,20 @@ def step(
     info = own | info | observed
     next_state = SimState(params, opt, aggregator, attack, clients, state.key, state.round + 1)
     return next_state, info
+
+
+def _present(
+    sim: Simulation, key: Key, state: SimState, data: FederatedData
+) -> tuple[Array, Array]:
+    """The round's clients, ascending ids (n,), and the weights (n,) of their rows."""
+    num_clients = data.index.shape[0]
+    if sim.participants is None:
+        ids = _participants(key, num_clients, sim.clients_per_round)
+        return ids, contracts.weights(sim, data.count[ids])
+    ids = contracts.participants(sim, sim.participants(key, state.round))
+    somebody = ids < num_clients
+    count = jnp.where(somebody, data.count.at[ids].get(mode="clip"), 0)
+    return ids, jnp.where(somebody, contracts.weights(sim, count), 0)
 
 
 def _participants(key: Key, num_clients: int, clients_per_round: int | None) -> Array:
@@ -192,17 +203,19 @@ def _train(
 ) -> tuple[Array, State, Array]:
     """All clients of the round -> updates (n, d), states of all N clients, losses (n,)."""
     honest, malicious = state.clients
-    if sim.attack.client is None or sim.num_malicious == 0:
+    bound = contracts.most_malicious(sim)
+    if sim.attack.client is None or bound == 0:
         updates, honest, losses = _train_group(sim, sim.client, key, ids, honest, state, data, mesh)
         return updates, (honest, malicious), losses
     train = functools.partial(_train_group, sim, state=state, data=data, mesh=mesh)
-    first = min(sim.num_malicious, ids.shape[0])
-    everyone = ids.shape[0] == data.index.shape[0]
-    # With everyone taking part, which rows are malicious is known now; else the first rows may be.
+    first = min(bound, ids.shape[0])
+    everyone = sim.participants is None and ids.shape[0] == data.index.shape[0]
+    known = everyone and sim.max_malicious is None
+    # Which rows are malicious is known now; else the first rows may be.
     bad_updates, bad, bad_losses = train(sim.attack.client, key, ids[:first], malicious)
-    start = first if everyone else 0
+    start = first if known else 0
     updates, honest, losses = train(sim.client, key, ids[start:], honest)
-    if everyone:
+    if known:
         updates = jnp.concatenate([bad_updates, updates])
         losses = jnp.concatenate([bad_losses, losses])
     else:
@@ -223,7 +236,7 @@ def _train_group(
     mesh: Mesh | None,
 ) -> tuple[Array, State, Array]:
     """Clients ``ids`` -> updates, states with theirs renewed, losses. Ids without a state (an honest
-    client in a malicious group) train, and their state is dropped."""
+    client in a malicious group, or nobody) train, and their state is dropped."""
 
     def train(shared: tuple[Key, Array, Array, Batch], clients: Any) -> tuple[Array, State, Array]:
         key, params, rounds, examples = shared
@@ -231,10 +244,8 @@ def _train_group(
         def one(args: tuple[Array, State, Array, Array]) -> tuple[Array, State, Array]:
             client_id, own, index, count = args
             client_data = ClientData(examples, index, count, client_id, rounds)
-            update, own, info = client.update(
-                jax.random.fold_in(key, client_id), params, own, client_data
-            )
-            return update, own, info.get("train_loss", jnp.float32(jnp.nan))
+            own_key = jax.random.fold_in(key, client_id)
+            return contracts.trained(sim, client, own_key, params, own, client_data)
 
         if sim.client_chunk is None or sim.client_chunk >= clients[0].shape[0]:
             return jax.vmap(one)(clients)
@@ -245,10 +256,16 @@ def _train_group(
         mesh,
         train,
         (key, state.params, state.round, data.examples),
-        (ids, own, data.index[ids], data.count[ids]),
+        (ids, own, *_rows_of(data, ids)),
     )
     states = jax.tree.map(lambda s, new: s.at[ids].set(new, mode="drop"), states, own)
     return updates, states, losses
+
+
+def _rows_of(data: FederatedData, ids: Array) -> tuple[Array, Array]:
+    """What clients own; nobody owns nothing."""
+    count = data.count.at[ids].get(mode="fill", fill_value=0)
+    return data.index.at[ids].get(mode="clip"), count
 
 
 def _this_rounds_rule(
@@ -256,7 +273,7 @@ def _this_rounds_rule(
 ) -> Callable[[Array], Array]:
     def aggregate(updates: Array) -> Array:
         received = Received(updates, weights, ids, state.params, key)
-        return sim.aggregator.aggregate(received, state.aggregator)[0]
+        return contracts.aggregated(sim.aggregator, received, state.aggregator)[0]
 
     return aggregate
 
@@ -292,9 +309,13 @@ def run(
       evaluate: params -> named scalars; see ``metrics``.
       evaluate_every: rounds between evaluations, default ``rounds``; the last round always counts.
       params: (d,) model to start from; default ``sim.task.init``.
-      progress: show a progress bar.
+      progress: show a progress bar, with the latest of evaluate's scalars (at most five) and the loss.
       checkpoint: file to resume from if it exists, and to write. An interrupted run that is started
-        again with the same arguments ends bit-identical to an uninterrupted one.
+        again with the same arguments, on the same kind of machine with as many devices and the same
+        versions of jax and jaxlib, ends bit-identical to an uninterrupted one; with other versions it is
+        refused, on another machine there is a warning. Only one process at a time may use the file. Host
+        functions in the program (``jax.pure_callback``) are told apart by their code and what they hold,
+        not by what they read elsewhere.
       checkpoint_every: rounds between checkpoints, >= 1, rounded up to whole evaluations; default about
         a twentieth of the run.
       mesh: devices to share the work, such as ``jax.make_mesh((8,), ("clients",))``: clients are split
@@ -302,7 +323,8 @@ def run(
         of one device up to the order of float32 sums. With several processes (``jax.distributed``) all
         call ``run`` with equal arguments; the first one shows progress and writes the checkpoint, which
         all must be able to read, and which other numbers of devices can resume, too. Clients' own
-        states in the result then stay split over the processes.
+        states in the result then stay split over the processes. They are split if the number of
+        devices divides N, else every device holds all of them.
 
     Returns:
       The final state, and the history: ``round`` (E,), the number of rounds done at each evaluation,
@@ -310,19 +332,26 @@ def run(
       ``malicious``, and what the aggregator and ``sim.observe`` report.
 
     Raises:
-      ValueError: if arguments are out of range, contradict each other, or do not fit the checkpoint.
+      ValueError: if arguments are out of range, contradict each other, or do not fit the checkpoint; if
+        the data cannot be, or a part returns another shape than it must; if another process writes the
+        same checkpoint.
+      TypeError: for arguments and parts of another kind.
     """
-    if jnp.issubdtype(key.dtype, jnp.integer):
-        key = jax.random.wrap_key_data(key)
-    every = rounds if evaluate_every is None else evaluate_every
-    if rounds < 1 or every < 1:
-        raise ValueError(
-            f"run needs rounds >= 1 and evaluate_every >= 1, got {rounds} and {evaluate_every}"
-        )
+    key = checks.key("run", key, several=True)
+    checks.static_count("run", 1, rounds=rounds)
+    if evaluate_every is not None:
+        checks.static_count("run", 1, evaluate_every=evaluate_every)
+    if checkpoint_every is not None:
+        checks.static_count("run", 1, checkpoint_every=checkpoint_every)
+    rounds, every = int(rounds), int(rounds if evaluate_every is None else evaluate_every)
+    checks.function("run", optional=True, evaluate=evaluate)
+    checks.boolean("run", progress=progress)
+    checks.part("run", Mesh, optional=True, mesh=mesh)
+    sim, data = check(sim, data)
     axes = _seed_axes(key, data)
-    traced = any(
-        isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, data, params, evaluate))
-    )
+    params = contracts.start("run", sim, data, params)
+    sim, number = contracts.split(sim)
+    traced = not all(map(checks.is_known, jax.tree.leaves((key, data, params, evaluate, number))))
     if traced and (checkpoint is not None or progress or mesh is not None):
         raise ValueError(
             "run cannot show progress, write checkpoints, or use a mesh inside vmap or jit; "
@@ -330,59 +359,95 @@ def run(
         )
     if checkpoint is None and checkpoint_every is not None:
         raise ValueError("checkpoint_every needs checkpoint=..., the file to write")
-    if checkpoint_every is not None and checkpoint_every < 1:
-        raise ValueError(f"run needs checkpoint_every >= 1, got {checkpoint_every}")
-    check(sim, data)
+    path = None if checkpoint is None else files.named("run", "checkpoint", checkpoint)
     mesh = sharding.automatic(mesh)
     evaluate = _evaluate_nothing if evaluate is None else evaluate
     if not isinstance(evaluate, jax.tree_util.Partial):
         evaluate = jax.tree_util.Partial(evaluate)
 
-    program = ""
-    if checkpoint is not None:  # the program of one device: any number of them can resume it
-        jaxpr = jax.make_jaxpr(
-            lambda key, data, params, evaluate: _block(
-                sim, axes, None, 1, every, evaluate, _init(sim, axes, None, key, data, params), data
-            )
-        )(key, data, params, evaluate)
-        program = checkpoints.fingerprint(jaxpr, (key, data, params, evaluate))
-    key, data, params, evaluate = sharding.to_devices(mesh, (key, data, params, evaluate))
-    state = _init(sim, axes, mesh, key, data, params)
-    block_rounds = rounds if not (progress or checkpoint) else checkpoint_every or -(-rounds // 20)
+    arguments = key, data, params, evaluate, number
+    written: checkpoints.Written | None = None
+    if path is not None:  # the program of one device: any number of them can resume it
+        jaxpr, shapes = jax.make_jaxpr(
+            lambda key, data, params, evaluate, number: _block(
+                sim,
+                axes,
+                None,
+                1,
+                2,
+                evaluate,
+                _init(sim, axes, None, key, data, params, number),
+                data,
+                number,
+            ),
+            return_shape=True,
+        )(*arguments)
+        written = checkpoints.Written(
+            path, checkpoints.fingerprint(jaxpr, arguments), every, shapes[1], axes is not None
+        )
+    sharding.same(
+        mesh,
+        rounds=rounds,
+        evaluate_every=every,
+        progress=bool(progress),
+        checkpoint=path is not None,
+        checkpoint_every=checkpoint_every,
+        program=written and written.program,
+    )
+    key, data, params, evaluate, number = sharding.to_devices(mesh, arguments)
+    state = _init(sim, axes, mesh, key, data, params, number)
+    block_rounds = rounds if not (progress or path) else checkpoint_every or -(-rounds // 20)
     blocks = _blocks(rounds, every, block_rounds)
+    scalars = _scalars(evaluate, state, axes) if progress else []
     parts: list[History] = []
     done = 0
-    if checkpoint is not None and sharding.agreed(
-        mesh, os.path.exists(checkpoint), f"the checkpoint {os.fspath(checkpoint)}"
-    ):
-        saved, restored, done = checkpoints.restore(checkpoint, state, program)
-        state = sharding.like(mesh, state, saved)
-        parts.append(restored)
-        if done not in {0, *(end for *_, end in blocks)}:
-            raise ValueError(
-                f"the checkpoint {os.fspath(checkpoint)} was written after {done} rounds, which "
-                f"this run (rounds={rounds}, evaluate_every={every}, checkpoint_every="
-                f"{checkpoint_every}) does not stop at; use its own arguments or another file"
-            )
     first_process = jax.process_index() == 0 or mesh is None
-    with tqdm(
-        total=rounds, initial=done, disable=not (progress and first_process), unit="round"
-    ) as bar:
+    with contextlib.ExitStack() as stack:
+        if written is not None:
+            with sharding.together(mesh, f"the checkpoint {path}"):
+                if first_process:
+                    stack.enter_context(files.locked(written.path))
+            state, parts, done = _resumed(written, mesh, state)
+            if done not in {0, *(end for *_, end in blocks)}:
+                raise ValueError(
+                    f"the checkpoint {path} was written after {done} rounds, which "
+                    f"this run (rounds={rounds}, evaluate_every={every}, checkpoint_every="
+                    f"{checkpoint_every}) does not stop at; use its own arguments or another file"
+                )
+        bar = stack.enter_context(
+            tqdm(total=rounds, initial=done, disable=not (progress and first_process), unit="round")
+        )
         for times, length, end in blocks:
             if end <= done:
                 continue
-            state, new = _block_jit(sim, axes, mesh, times, length, evaluate, state, data)
+            state, new = _block_jit(sim, axes, mesh, times, length, evaluate, state, data, number)
             new["round"] = np.arange(end - (times - 1) * length, end + 1, length, dtype=np.int32)
             parts.append(new)
-            if checkpoint is not None:
+            if written is not None:
                 parts = [_joined(np, parts, axes)]  # jnp would compile for each new length
                 whole = sharding.to_hosts(state)
-                if first_process:
-                    checkpoints.save(checkpoint, whole, parts[0], end, program)
+                with sharding.together(mesh, f"the checkpoint {path}"):
+                    if first_process:
+                        checkpoints.save(written.path, whole, parts[0], end, written.program, every)
             if progress:
-                bar.set_postfix(_summary(new))
+                bar.set_postfix({name: _latest(new[name]) for name in scalars})
                 bar.update(times * length)
     return state, _joined(jnp, parts, axes)
+
+
+def _resumed(
+    written: checkpoints.Written, mesh: Mesh | None, state: SimState
+) -> tuple[SimState, list[History], int]:
+    """The state, the history so far and the rounds done, of the checkpoint if there is one."""
+    path = written.path
+    if not sharding.agreed(mesh, os.path.exists(path), f"the checkpoint {path}"):
+        return state, [], 0
+    with sharding.together(mesh, f"the checkpoint {path}"):
+        saved, history, done = checkpoints.restore(
+            path, state, written.program, written.every, written.history
+        )
+    sharding.same(mesh, **{f"the content of {path}": checkpoints.content((saved, history, done))})
+    return sharding.like(mesh, state, saved), [history], done
 
 
 _STATE_AXES: Any = SimState(0, 0, 0, 0, 0, key=0, round=None)  # type: ignore[arg-type]
@@ -430,7 +495,10 @@ def _init(
     key: Key,
     data: FederatedData,
     params: Array | None,
+    number: Array | None = None,
 ) -> SimState:
+    sim = contracts.joined(sim, number)
+
     def one(key: Key, data: FederatedData) -> SimState:
         return sharding.settle(mesh, init(sim, key, data, params))
 
@@ -448,15 +516,17 @@ def _block(
     evaluate: Evaluate,
     state: SimState,
     data: FederatedData,
+    number: Array | None = None,
 ) -> tuple[SimState, History]:
     """``times`` evaluations, each after ``length`` rounds."""
+    sim = contracts.joined(sim, number)
 
     def one(state: SimState, data: FederatedData) -> tuple[SimState, History]:
         def segment(state: SimState, _: None) -> tuple[SimState, tuple[Info, Info]]:
             state, infos = jax.lax.scan(
                 lambda state, _: step(sim, state, data, mesh), state, None, length=length
             )
-            return state, (evaluate(state.params), infos)
+            return state, (contracts.evaluated(evaluate, state.params), infos)
 
         state, (values, infos) = jax.lax.scan(segment, state, None, length=times)
         if clash := {*values} & {*infos, "round"}:
@@ -486,10 +556,20 @@ def _joined(xp: Any, parts: list[History], axes: FederatedData | None) -> Histor
     }
 
 
-def _summary(new: History) -> dict[str, str]:
-    """The latest scalars, averaged over seeds, for the progress bar."""
-    return {
-        name: f"{float(np.mean(np.asarray(values)[..., -1])):.4f}"
-        for name, values in new.items()
-        if name.startswith(("test_", "train_")) and values.ndim <= 2
-    }
+def _scalars(evaluate: Evaluate, state: SimState, axes: FederatedData | None) -> list[str]:
+    """What the progress bar shows: evaluate's scalars in its own order, and the loss."""
+    one = jax.eval_shape(lambda params: params if axes is None else params[0], state.params)
+    order: list[str] = []
+
+    def shapes(params: Array) -> Info:
+        values = contracts.evaluated(evaluate, params)
+        order.extend(name for name, value in values.items() if jnp.ndim(value) == 0)
+        return values
+
+    jax.eval_shape(shapes, one)
+    return [*order[:5], "train_loss"]
+
+
+def _latest(values: Any) -> str:
+    """The latest value, averaged over seeds."""
+    return f"{float(np.mean(np.asarray(values)[..., -1])):.4g}"

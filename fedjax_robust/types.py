@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from fedjax_robust import checks
 
 Array = jax.Array
 Key = jax.Array
@@ -23,7 +24,9 @@ State = Any
 Info = dict[str, Array]
 """What a part reports of one round, by name. Rules that select rows report ``selected``, (n,) bool."""
 Batch = dict[str, Array]
-"""``x`` (b, ...), ``y`` (b,) int32 and optionally ``mask`` (b,), the examples' weights (default ones).
+"""``x`` (b, ...), ``y`` (b,) int32 and optionally ``mask`` (b,), the examples' weights (default ones); a
+``mask`` in the pool weighs its examples in every batch that clients draw from it. A task of one's own
+may use other names.
 Sequences: ``x`` and ``y`` (b, T) int32 and optionally ``token_mask`` (b, T); see ``tasks.next_word``."""
 
 
@@ -39,8 +42,8 @@ class Task(NamedTuple):
     unravel: Callable[[Array], Any]
     """(d,) -> the named leaves of the model: the only pytree view."""
     training_loss: Callable[[Array, Batch, Key], Array] | None = None
-    """What clients minimise if it is random, as with dropout: (d,), batch, key -> scalar. None = ``loss``,
-    which never is."""
+    """What clients minimise if it is random, as with dropout: (d,), batch, key -> scalar. None is
+    ``loss`` itself, which never is."""
     ravel: Callable[[Any], Array] | None = None
     """The inverse of ``unravel``: named leaves -> (d,)."""
 
@@ -51,7 +54,7 @@ class FederatedData(NamedTuple):
     examples: Batch
     """The pool; every array has the examples along its leading axis."""
     index: Array  # type: ignore[assignment]
-    """(N, m) int32 rows of the pool. Entries at and beyond a client's count are padding."""
+    """(N, m) int32 rows of the pool. Entries at and beyond a client's count are padding, of any value."""
     count: Array  # type: ignore[assignment]
     """(N,) int32, the number of valid entries in each row of ``index``."""
 
@@ -60,12 +63,15 @@ class ClientData(NamedTuple):
     """What one client trains on: the shared pool and its own rows of it; and who and when it is."""
 
     examples: Batch
+    """The whole pool: local training, a malicious client's too, could read all of it (see
+    ``Knowledge``)."""
     index: Array  # type: ignore[assignment]
     """(m,) int32 rows of the pool, padded."""
     count: Array  # type: ignore[assignment]
     """() int32 valid entries."""
     id: Array | int = 0
-    """() int32 in [0, N), the client's own."""
+    """() int32 in [0, N), the client's own; N and beyond on a place that nobody takes, whose training has
+    no effect."""
     round: Array | int = 0
     """() int32, rounds done before this one."""
 
@@ -87,10 +93,12 @@ class Received(NamedTuple):
     weights: Array
     """(n,) >= 0, the rows' weights in averages; 0 = the row is absent, as if it had been deleted."""
     ids: Array
-    """(n,) int32 in [0, N): which client sent the row. Histories are indexed by it."""
+    """(n,) int32 in [0, N): which client sent the row. Histories are indexed by it. N and beyond: nobody
+    did, and the row's weight is 0."""
     params: Array
     """(d,), the model that was sent out."""
     key: Key
+    """The server's random numbers of this round."""
 
 
 class Aggregator(NamedTuple):
@@ -114,29 +122,52 @@ class Aggregator(NamedTuple):
     ) -> Array:
         """Aggregate one matrix of updates (n, d) with fresh state; returns (d,).
 
-        ``weights`` (n,) default to ones; a weight of 0 gives the same result as deleting the row.
-        ``params`` (d,) default to zeros and ``key`` to ``jax.random.key(0)``; few rules use them.
+        Args:
+          updates: (n, d) numbers, n >= 1; integers become float32.
+          weights: (n,), default ones. A weight of 0 gives the same result as deleting the row, and so do
+            negative weights and NaN.
+          params: (d,), default zeros; few rules use it.
+          key: default ``jax.random.key(0)``; only rules that draw use it.
+
+        Raises:
+          ValueError: for other shapes.
+          TypeError: for what is no array of real numbers, or no key.
         """
-        updates = jnp.asarray(updates)
-        chex.assert_rank(updates, 2)
+        what = "calling a rule"
+        updates, weights = checks.matrix(what, updates, weights)
         n, d = updates.shape
+        if params is None:
+            params = jnp.zeros(d, updates.dtype)
+        else:
+            params = checks.shaped(what, "params", params, (d,), meaning="(d,)")
+            if not jnp.issubdtype(params.dtype, jnp.floating):
+                params = params.astype(updates.dtype)
         received = Received(
             updates=updates,
-            weights=jnp.ones(n, updates.dtype) if weights is None else jnp.asarray(weights),
+            weights=weights,
             ids=jnp.arange(n, dtype=jnp.int32),
-            params=jnp.zeros(d, updates.dtype) if params is None else params,
-            key=jax.random.key(0) if key is None else key,
+            params=params,
+            key=jax.random.key(0) if key is None else checks.key(what, key),
         )
-        return self.aggregate(received, self.init(n, received.params))[0]
+        aggregate = self.aggregate(received, self.init(n, params))[0]
+        checks.returned("the rule's aggregate", aggregate, (d,))
+        return aggregate
 
 
 class Knowledge(NamedTuple):
-    """What the attacker knows beyond its own clients. The engine enforces it."""
+    """What the attacker knows beyond its own clients. The engine enforces it for ``Attack.craft``: update
+    rows that it may not see are zeroed before. It does not for ``Attack.client``: local training of
+    malicious clients gets the shared pool of examples, as that of honest ones does, and it is up to the
+    attack to use its clients' own rows only."""
 
     others: bool = False
     """It sees the honest clients' updates ("full knowledge" of Fang et al.)."""
     rule: bool = False
-    """It can evaluate the server's own rule."""
+    """It can evaluate the server's own rule, on the server's own state."""
+    coins: bool = False
+    """It knows the random numbers that the rule will draw in this round (a noise, an order of ties), so
+    that evaluating the rule tells what the server will get, to the digit. Without it the evaluations
+    draw numbers of their own. Needs ``rule``."""
 
 
 class AttackerView(NamedTuple):
@@ -152,14 +183,17 @@ class AttackerView(NamedTuple):
     malicious: Array
     """(n,) bool, rows it controls (and that are present)."""
     num_malicious: int
-    """Static. Malicious rows come first: rows at and beyond this number are honest."""
+    """Static, at least the number of malicious rows. They come first: rows at and beyond it are honest,
+    and which of those before it are malicious, ``malicious`` says."""
     params: Array
     """(d,), the model received from the server."""
     key: Key
+    """The attacker's random numbers of this round."""
     aggregate: Callable[[Array], Array] | None
-    """updates (n, d) -> (d,): the very rule that the server runs this round; None if unknown."""
+    """updates (n, d) -> (d,): the very rule that the server runs this round, with its random numbers if
+    ``Knowledge.coins``, else with others; None if unknown."""
     ids: Array | None = None
-    """(n,) int32 in [0, N), the clients of the rows."""
+    """(n,) int32 ascending, the clients of the rows; see ``Received.ids``."""
 
 
 def _unchanged(view: AttackerView, state: State) -> tuple[Array, State]:
@@ -173,7 +207,7 @@ class Attack(NamedTuple):
     """params (d,) -> state."""
     craft: Callable[[AttackerView, State], tuple[Array, State]] = _unchanged
     """view, state -> what its rows send, state. The result has rows 0 .. view.num_malicious - 1, or all
-    n; only the malicious ones are used."""
+    n; only those that ``view.malicious`` names are used."""
     client: Client | None = None
     """How its clients train; None = as honest clients do."""
     needs: Knowledge = Knowledge()
@@ -202,41 +236,66 @@ def example_weights(count: Array) -> Array:
 
 
 class Simulation(NamedTuple):
-    """A whole federated training run under attack."""
+    """A whole federated training run under attack.
+
+    A program is compiled once for all simulations that are equal, and they are equal if their parts are.
+    The package's factories give the same part for equal arguments (of numbers and such parts; arguments
+    that are arrays make a new one). Optimizers of optax and functions of your own are equal only to
+    themselves: make them once, outside of the loop over your runs.
+    """
 
     task: Task
+    """The learning problem."""
     client: Client
+    """How honest clients train."""
     aggregator: Aggregator
+    """The server's rule."""
     attack: Attack = Attack()
+    """What the malicious clients do."""
     knowledge: Knowledge = Knowledge()
-    num_malicious: int = 0
-    """Clients 0 .. num_malicious - 1 are malicious; the partition functions order clients at random."""
+    """What the attack is told."""
+    num_malicious: int | Array = 0
+    """Clients 0 .. num_malicious - 1 are malicious; the partition functions order clients at random. With
+    ``max_malicious`` it may be traced."""
     server_optimizer: optax.GradientTransformation = optax.sgd(1.0)
     """Fed with minus the aggregate, so that ``sgd(1.0)`` adds the aggregate to the model (FedAvg)."""
     clients_per_round: int | None = None
     """Clients drawn without replacement in each round; None = all N."""
     participants: Callable[[Key, Array], Array] | None = None
-    """Another way to draw them: key, rounds done () -> (n,) int32 ascending different ids; see
-    ``attackers_selected``."""
+    """Another way to draw them: key, rounds done () -> (n,) int32 ascending different ids. Ids of N and
+    beyond, at the end, are places that nobody takes in this round: their rows are absent, and their
+    number may change from round to round. See ``participation``."""
     weights: Callable[[Array], Array] = equal_weights
     """Example counts (n,) -> weights (n,) of the rows. A client without data must get weight 0."""
     after_round: Repair | None = None
+    """Applied to the model after each round; its key is drawn anew in each."""
     client_chunk: int | None = None
     """Train at most so many clients at a time, on each device; it bounds memory. None = all at once."""
     observe: Callable[[Received, Array], Info] | None = None
     """Before-attack updates as the server would have received them, malicious (n,) bool -> what to
     report of the round besides. It sees everything and influences nothing; see ``metrics``."""
+    max_malicious: int | None = None
+    """Static: an upper bound of ``num_malicious``, which then is an argument of the compiled program
+    instead of a part of it: a sweep over it, by ``vmap`` or a loop, compiles once. With everyone taking
+    part it costs the honest training of the first ``max_malicious`` clients besides the malicious one,
+    if the attack trains in its own way. None = ``num_malicious``."""
 
 
 class SimState(NamedTuple):
     """All that a run carries from round to round, and all that a checkpoint holds."""
 
     params: Array
+    """(d,), the global model."""
     opt: State
+    """The server optimizer's state."""
     aggregator: State
+    """The rule's."""
     attack: State
+    """The attack's."""
     clients: State
-    """Stacked over all N clients."""
+    """(honest, malicious): the states of all N clients as honest ones, stacked along a leading axis, and
+    those of the malicious ones if the attack trains them in its own way, else ()."""
     key: Key
+    """From which every round's key is derived."""
     round: Array
     """() int32, rounds done."""

@@ -210,8 +210,8 @@ def test_another_runs_checkpoint_is_refused(saved, monkeypatch):
     monkeypatch.setattr(jax, "__version__", "0.0.1")
     assert_refused(saved, r"written with jax .*, this is 0\.0\.1")
     monkeypatch.undo()
-    monkeypatch.setattr(checkpoint, "_FORMAT", 2)
-    assert_refused(saved, "has format 1, not 2")
+    monkeypatch.setattr(checkpoint, "_FORMAT", 3)
+    assert_refused(saved, "has format 2, not 3")
 
 
 def test_a_failing_replacement_leaves_the_old_file(saved, monkeypatch):
