@@ -5,9 +5,13 @@ Submodules: ``aggregators`` (server rules), ``attacks``, ``data``, ``metrics``, 
 
 from fedjax_robust import aggregators, attacks, data, metrics, models
 from fedjax_robust.clients import local_sgd
-from fedjax_robust.participation import attackers_selected
+from fedjax_robust.participation import (
+    attackers_selected,
+    each_with_probability,
+    varying_number,
+)
 from fedjax_robust.simulate import run, step
-from fedjax_robust.tasks import classification, next_word
+from fedjax_robust.tasks import classification, from_functions, next_word
 from fedjax_robust.types import (
     Aggregator,
     Attack,
@@ -41,12 +45,15 @@ __all__ = [
     "attacks",
     "classification",
     "data",
+    "each_with_probability",
     "equal_weights",
     "example_weights",
+    "from_functions",
     "local_sgd",
     "metrics",
     "models",
     "next_word",
     "run",
     "step",
+    "varying_number",
 ]

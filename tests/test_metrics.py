@@ -188,9 +188,9 @@ def test_nothing_to_evaluate_is_an_error():
     )
     empty = {"x": np.zeros((0, 3), np.float32), "y": np.zeros(0, np.int32)}
     some = {"x": np.zeros((2, 3), np.float32), "y": np.zeros(2, np.int32)}
-    with pytest.raises(ValueError, match="got 0 and 1000"):
+    with pytest.raises(ValueError, match="number of examples, at least 1"):
         metrics.test_error(task, empty)(jnp.zeros(3))
-    with pytest.raises(ValueError, match="got 2 and 0"):
+    with pytest.raises(ValueError, match="chunk >= 1, got chunk=0"):
         metrics.test_error(task, some, chunk=0)(jnp.zeros(3))
 
 
