@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_robust import checks
-from fedjax_robust.aggregators.base import selecting
-from fedjax_robust.aggregators.basic import mean
+from fedjax_robust.aggregators.base import MEAN, selecting
 from fedjax_robust.memo import same_for_equal_arguments
 from fedjax_robust.robust_stats import (
     coordinate_median,
@@ -26,13 +25,8 @@ from fedjax_robust.robust_stats import (
 from fedjax_robust.types import Aggregator, Array, Info, Received
 
 
-def _base(what: str, base: Aggregator | None) -> Aggregator:
-    checks.part(what, Aggregator, base=base, optional=True)
-    return mean() if base is None else base
-
-
 @same_for_equal_arguments
-def auror(threshold: float | Array, base: Aggregator | None = None) -> Aggregator:
+def auror(threshold: float | Array, *, base: Aggregator = MEAN) -> Aggregator:
     """Auror: cluster the clients on the indicative coordinates and drop the smaller cluster.
 
     Shen, Tople, Saxena, "Auror: Defending against Poisoning Attacks in Collaborative Deep Learning
@@ -51,13 +45,14 @@ def auror(threshold: float | Array, base: Aggregator | None = None) -> Aggregato
 
     Args:
       threshold: > 0, in units of the updates.
-      base: the rule for the rows that stay; default the mean.
+      base: the rule for the rows that stay.
 
     Raises:
       ValueError: if the threshold is not positive and finite.
       TypeError: if it is no number, or ``base`` no rule.
     """
     checks.positive("auror", threshold=threshold)
+    checks.part("auror", Aggregator, base=base)
 
     def select(received: Received) -> tuple[Array, Info]:
         updates, present = received.updates, received.weights > 0
@@ -68,7 +63,7 @@ def auror(threshold: float | Array, base: Aggregator | None = None) -> Aggregato
         drop = jnp.any(indicative) & (sizes[0] != sizes[1]) & smaller
         return ~drop, {"indicative": jnp.sum(indicative)}
 
-    return selecting(select, _base("auror", base))
+    return selecting(select, base)
 
 
 def _distance_of_centres(updates: Array, present: Array) -> Array:
@@ -126,7 +121,7 @@ def _two_clusters(x: Array, present: Array) -> Array:
 
 @same_for_equal_arguments
 def accuracy_auditing(
-    accuracy: Callable[[Array], Array], drop: float | Array, base: Aggregator | None = None
+    accuracy: Callable[[Array], Array], drop: float | Array, *, base: Aggregator = MEAN
 ) -> Aggregator:
     """Accuracy auditing: reject updates whose own model is abnormally bad at the main task.
 
@@ -137,7 +132,7 @@ def accuracy_auditing(
     Args:
       accuracy: params (d,) -> accuracy () in [0, 1], on examples of the server.
       drop: in [0, 1).
-      base: the rule for the rows that stay; default the mean.
+      base: the rule for the rows that stay.
 
     Raises:
       ValueError: if ``drop`` is out of range; when called, if ``accuracy`` returns another shape.
@@ -145,6 +140,7 @@ def accuracy_auditing(
     """
     checks.function("accuracy_auditing", accuracy=accuracy)
     checks.between("accuracy_auditing", 0, 1, open_high=True, drop=drop)
+    checks.part("accuracy_auditing", Aggregator, base=base)
 
     def accuracy_with(params: Array, update: Array) -> Array:
         result = accuracy(params + update.astype(params.dtype))
@@ -159,11 +155,11 @@ def accuracy_auditing(
         typical = coordinate_median(jnp.where(known, accuracies, 0)[:, None], known)[0]
         return accuracies >= typical - drop, {"accuracies": accuracies}
 
-    return selecting(select, _base("accuracy_auditing", base))
+    return selecting(select, base)
 
 
 @same_for_equal_arguments
-def sybil_check(largest: float | Array, base: Aggregator | None = None) -> Aggregator:
+def sybil_check(largest: float | Array, *, base: Aggregator = MEAN) -> Aggregator:
     """Updates that are too similar to another one are discarded, all of them.
 
     The check that Bagdasaryan et al. describe in section VI-B ("measures the cosine similarity across
@@ -173,13 +169,14 @@ def sybil_check(largest: float | Array, base: Aggregator | None = None) -> Aggre
 
     Args:
       largest: in [-1, 1]; a row stays if no other row's cosine to it is greater.
-      base: the rule for the rows that stay; default the mean.
+      base: the rule for the rows that stay.
 
     Raises:
       ValueError: if ``largest`` is out of range.
       TypeError: if it is no number, or ``base`` no rule.
     """
     checks.between("sybil_check", -1, 1, largest=largest)
+    checks.part("sybil_check", Aggregator, base=base)
 
     def select(received: Received) -> tuple[Array, Info]:
         exact = jnp.promote_types(received.updates.dtype, jnp.float32)
@@ -193,11 +190,11 @@ def sybil_check(largest: float | Array, base: Aggregator | None = None) -> Aggre
         least = jnp.min(jnp.where(others, jnp.minimum(different, 2), 2), axis=1)
         return least >= 1 - largest, {"similarity": 1 - least}
 
-    return selecting(select, _base("sybil_check", base))
+    return selecting(select, base)
 
 
 @same_for_equal_arguments
-def cosine_to_model(deviations: float | Array = 3.0, base: Aggregator | None = None) -> Aggregator:
+def cosine_to_model(deviations: float | Array = 3.0, *, base: Aggregator = MEAN) -> Aggregator:
     """Submitted models whose direction differs from the others', seen from the previous global model.
 
     Bagdasaryan et al., section VI-B: cos(L_i, G) of each submitted model L_i = G + update with the
@@ -211,13 +208,14 @@ def cosine_to_model(deviations: float | Array = 3.0, base: Aggregator | None = N
 
     Args:
       deviations: > 0.
-      base: the rule for the rows that stay; default the mean.
+      base: the rule for the rows that stay.
 
     Raises:
       ValueError: if ``deviations`` is not positive and finite.
       TypeError: if it is no number, or ``base`` no rule.
     """
     checks.positive("cosine_to_model", deviations=deviations)
+    checks.part("cosine_to_model", Aggregator, base=base)
 
     def select(received: Received) -> tuple[Array, Info]:
         present = received.weights > 0
@@ -227,7 +225,7 @@ def cosine_to_model(deviations: float | Array = 3.0, base: Aggregator | None = N
         spread = 1.4826 * coordinate_median(deviation[:, None], present)[0]
         return deviation <= deviations * spread, {"cosines": 1 - distance * unit}
 
-    return selecting(select, _base("cosine_to_model", base))
+    return selecting(select, base)
 
 
 def _from_cosine(updates: Array, params: Array, present: Array) -> tuple[Array, Array]:
