@@ -91,6 +91,16 @@ def _shuffled_positions(key: Key, data: ClientData, steps: int, size: int) -> tu
     return positions, mask.astype(jnp.float32)
 
 
+def _check_known_labels(task: Task, data: ClientData) -> None:
+    """Labels that are known when the program is compiled, as a server's own are, are classes of the
+    task. (A simulation's are traced; ``run`` compares them.)"""
+    if not {"x", "y"} <= {*data.examples} or not checks.is_known(data.examples["y"]):
+        return
+    x, y = (jnp.asarray(data.examples[name]) for name in ("x", "y"))
+    if jnp.issubdtype(y.dtype, jnp.integer):
+        checks.labels("local_sgd", y, x=x, num_classes=checks.classes("local_sgd", task, x))
+
+
 @same_for_equal_arguments
 def local_sgd(
     task: Task,
@@ -196,6 +206,7 @@ def local_sgd(
                 "local_sgd puts the client's id into a batch as 'client', got a pool that has a column "
                 "of this name; rename it"
             )
+        _check_known_labels(task, data)
         factor: float | Array | None = None
         if round_schedule is not None:
             rounds = round_schedule(jnp.asarray(data.round))

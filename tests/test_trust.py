@@ -296,7 +296,10 @@ def squares(params: jax.Array, batch: dict) -> jax.Array:
 
 
 SQUARES = Task(lambda key: jnp.zeros(2), squares, lambda p, x: x, lambda p: p)
-EXAMPLES = {"x": np.array([[1, 2], [3, 2], [5, 8]], np.float32)}  # mean (3, 4)
+EXAMPLES = {  # mean (3, 4)
+    "x": np.array([[1, 2], [3, 2], [5, 8]], np.float32),
+    "y": np.zeros(3, np.int32),
+}
 
 
 def test_the_server_trains_on_the_whole_root_from_the_model_sent_out() -> None:
@@ -338,22 +341,84 @@ def test_the_clients_state_is_the_rules_state() -> None:
     ("root", "message"),
     [
         (
-            {"x": np.zeros((0, 2)), "y": np.zeros(0)},
+            {"x": np.zeros((0, 2)), "y": np.zeros(0, int)},
             "at least 1, got shapes {'x': (0, 2), 'y': (0,)}; data.root_set draws",
         ),
         (
-            {"x": np.zeros((3, 2)), "y": np.zeros(2)},
+            {"x": np.zeros((3, 2)), "y": np.zeros(2, int)},
             "one common number of examples, at least 1, got shapes {'x': (3, 2), 'y': (2,)}",
         ),
-        ({}, "at least 1, got shapes {}"),
-        ({"x": 1.0}, "at least 1, got shapes {'x': ()}"),
+        ({}, "needs examples with 'x', 'y', got nothing"),
+        ({"x": np.zeros((3, 2))}, "needs examples with 'x', 'y', got 'x'"),
+        (ROOT | {"y": np.zeros((3, 1), int)}, "one integer for each example, got shape (3, 1)"),
+        (ROOT | {"y": np.zeros(3)}, "labels y that are integers 0, 1, 2, ..."),
+        (ROOT | {"y": np.array([0, 1, -1])}, "needs labels >= 0, got labels from -1 to 1"),
         (ROOT | {"mask": np.ones(3)}, "may not have a mask"),
+        (ROOT | {"token_mask": np.ones(3)}, "may not have a token_mask"),
     ],
 )
 @every_rule
 def test_the_root_is_checked(name: str, root: dict, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         RULES[name][0](sends(SERVER), root)
+
+
+@every_rule
+def test_a_root_that_the_servers_client_cannot_train_on(name: str) -> None:
+    """Its labels are compared with the model's classes, its inputs with the model's."""
+    rows, params = jnp.zeros((3, 36)), jnp.zeros(36)  # 4 classes of 8 features
+    x = np.zeros((3, 8), np.float32)
+    for batch_size in (None, 2):
+        client = local_sgd(TASK, 0.1, batch_size)
+        for root, message in [
+            ({"x": x, "y": np.array([0, 3, 4])}, "labels in 0 .. 3, got labels from 0 to 4"),
+            ({"x": x[:, :7], "y": np.zeros(3, int)}, "got x of shape (3, 7)"),
+        ]:
+            rule = RULES[name][0](client, root)
+            with pytest.raises(ValueError, match=re.escape(message)) as caught:
+                jax.jit(lambda x, rule=rule: rule(x, params=params))(rows)
+            assert RULES[name][0].__name__ + " needs root data" in str(caught.value)
+        good = RULES[name][0](client, {"x": x, "y": np.array([0, 3, 1])})
+        assert np.all(np.isfinite(good(rows, params=params)))
+
+
+def test_the_server_is_checked() -> None:
+    with pytest.raises(TypeError, match="fltrust needs client to be a Client, got the function"):
+        fltrust(local_sgd, ROOT)
+    with pytest.raises(TypeError, match="fltrust needs examples by name"):
+        fltrust(sends(SERVER), np.zeros((3, 2)))
+    rule = fltrust(sends(jnp.ones(3)), ROOT)
+    with pytest.raises(ValueError, match=r"client of fltrust must return shape \(2,\), got \(3,\)"):
+        rule(ROWS)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30, 8e37])
+def test_the_kernel_at_any_scale(scale: float) -> None:
+    """|g_0| may be beyond the largest float, 3.4e38, where the aggregate is not."""
+    rng = np.random.default_rng(1)
+    for seed in range(5):
+        x = (0.5 + rng.normal(size=(N, D))) * 10.0 ** rng.integers(-28, 30, (N, 1))
+        x = x.astype(np.float32)
+        g_0 = (scale * np.array([1, 3, 4, 2, 3.5])).astype(np.float32)  # 8e37: length 5.1e38
+        present = rng.random(N) < 0.8
+        result, trust = trusted_mean(jnp.asarray(x), jnp.asarray(present), jnp.asarray(g_0))
+        weights = present.astype(float)
+        expected = ref.fltrust(x, g_0, weights)
+        assert np.max(np.abs(expected)) < 3.4e38
+        assert_close(result, expected, 1e-5, f"{seed}")
+        np.testing.assert_allclose(trust, ref.fltrust_scores(x, g_0, weights), atol=1e-6)
+        slope = jax.grad(lambda x, g=g_0: jnp.sum(trusted_mean(x, present, g)[0]) / scale)
+        assert np.all(np.isfinite(slope(jnp.asarray(x))[np.abs(x).max(axis=1) > 1e-8]))
+
+
+def test_the_kernel_refuses_other_shapes() -> None:
+    for arguments, message in [
+        ((ROWS, np.ones(3, bool), SERVER), "one weight for each row"),
+        ((ROWS, np.ones(4, bool), SERVER[:1]), r"g_0 of shape \(d,\) = \(2,\), got shape \(1,\)"),
+        ((ROWS[0], np.ones(4, bool), SERVER), "updates"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            trusted_mean(*arguments)
 
 
 # --- In a simulation -------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ What the paper leaves open, and our choices:
 - Only trust weighs rows; ``weights`` only say who is present.
 - A zero update, a client's or the server's, has cosine 0 to everything. Rows whose largest entry is
   below 1e-31 (1e-292 in float64) count as zero, so that gradients stay finite.
-- A server update with a NaN or Inf counts as zero; the server's state advances as its client says.
+- A server update with a NaN or Inf, or longer than the largest float, counts as zero; the server's
+  state advances as its client says.
 
 The learning rate is part of the rule, because |g_0| is the length of every rescaled row. The authors'
 code descends on *sums* of gradients over a batch, and the paper's combined learning rates mean that:
@@ -38,13 +39,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from fedjax_robust.robust_stats import (
-    direction_and_length,
-    drop_non_finite,
-    smallest_divisor,
-)
+from fedjax_robust import checks
+from fedjax_robust.aggregators.base import cleaned
+from fedjax_robust.memo import same_for_equal_arguments
+from fedjax_robust.robust_stats import direction_and_length, power_of_two, smallest_divisor
 from fedjax_robust.types import (
     Aggregator,
     Array,
@@ -61,6 +60,7 @@ Combine = Callable[[Array, Array, Array], tuple[Array, Array]]
 """updates (n, d) finite, present (n,) bool, g_0 (d,) finite -> aggregate (d,), trust (n,)."""
 
 
+@same_for_equal_arguments
 def fltrust(client: Client, root: Batch) -> Aggregator:
     """FLTrust; see the module's head for the algorithm, its learning rate and its limits.
 
@@ -70,11 +70,14 @@ def fltrust(client: Client, root: Batch) -> Aggregator:
       root: the server's examples, ``x`` (m, ...) and ``y`` (m,), m >= 1; see ``data.root_set``.
 
     Raises:
-      ValueError: if the root is empty, its arrays differ in length, or it has a mask.
+      ValueError: if the root is empty, its arrays differ in length, its labels are not integers >= 0,
+        one for each example, or it has a mask; when called, if the client cannot train on it.
+      TypeError: if client is no client, or the root no dict of numbers.
     """
-    return _rule(client, root, trusted_mean)
+    return _rule("fltrust", client, root, trusted_mean)
 
 
+@same_for_equal_arguments
 def fltrust_server(client: Client, root: Batch) -> Aggregator:
     """FLTrust-Server: the server's update alone. No client has any trust.
 
@@ -84,9 +87,10 @@ def fltrust_server(client: Client, root: Batch) -> Aggregator:
     def combine(updates: Array, present: Array, g_0: Array) -> tuple[Array, Array]:
         return g_0, jnp.zeros(updates.shape[0], updates.dtype)
 
-    return _rule(client, root, combine)
+    return _rule("fltrust_server", client, root, combine)
 
 
+@same_for_equal_arguments
 def fltrust_with_server(client: Client, root: Batch) -> Aggregator:
     """FLTrust-withServer: the server's update joins the average, with trust 1.
 
@@ -99,9 +103,10 @@ def fltrust_with_server(client: Client, root: Batch) -> Aggregator:
         rows = jnp.concatenate([length * units, g_0[None]])
         return _average(rows, jnp.concatenate([trust, jnp.ones_like(trust[:1])])), trust
 
-    return _rule(client, root, combine)
+    return _rule("fltrust_with_server", client, root, combine)
 
 
+@same_for_equal_arguments
 def fltrust_no_relu(client: Client, root: Batch) -> Aggregator:
     """FLTrust-NoReLU: trust is the cosine itself, so that rows against g_0 count negatively.
 
@@ -116,9 +121,10 @@ def fltrust_no_relu(client: Client, root: Batch) -> Aggregator:
         units, cosines, length = _compare(updates, present, g_0)
         return _average(length * units, cosines), cosines
 
-    return _rule(client, root, combine)
+    return _rule("fltrust_no_relu", client, root, combine)
 
 
+@same_for_equal_arguments
 def fltrust_no_norm(client: Client, root: Batch) -> Aggregator:
     """FLTrust-NoNorm: rows keep their lengths.
 
@@ -130,9 +136,10 @@ def fltrust_no_norm(client: Client, root: Batch) -> Aggregator:
         trust = jax.nn.relu(cosines)
         return _average(updates, trust), trust
 
-    return _rule(client, root, combine)
+    return _rule("fltrust_no_norm", client, root, combine)
 
 
+@same_for_equal_arguments
 def fltrust_par_norm(client: Client, root: Batch) -> Aggregator:
     """FLTrust-ParNorm: only rows longer than g_0 are rescaled, to its length.
 
@@ -145,11 +152,14 @@ def fltrust_par_norm(client: Client, root: Batch) -> Aggregator:
         longer = direction_and_length(jax.lax.stop_gradient(updates))[1] > length
         return _average(jnp.where(longer[:, None], length * units, updates), trust), trust
 
-    return _rule(client, root, combine)
+    return _rule("fltrust_par_norm", client, root, combine)
 
 
 def trusted_mean(updates: Array, present: Array, g_0: Array) -> tuple[Array, Array]:
     """FLTrust's aggregation, given the server's update. Differentiable in ``updates`` and ``g_0``.
+
+    Lengths do not leave the range of floats, also where |g_0| is beyond the largest one. Entries of the
+    aggregate that are beyond it become the largest float.
 
     Args:
       updates: (n, d), finite in present rows.
@@ -158,10 +168,19 @@ def trusted_mean(updates: Array, present: Array, g_0: Array) -> tuple[Array, Arr
 
     Returns:
       The aggregate (d,), at most as long as g_0, and the trust scores (n,), 0 for absent rows.
+
+    Raises:
+      ValueError: for other shapes.
     """
-    units, cosines, length = _compare(updates, present, g_0)
+    updates, _ = checks.matrix("trusted_mean", updates, present)
+    g_0 = checks.shaped("trusted_mean", "g_0", g_0, updates.shape[1:], meaning="(d,)")
+    g_0 = g_0.astype(jnp.promote_types(updates.dtype, jnp.float32))
+    unit, inverse = power_of_two(jnp.max(jnp.abs(g_0), initial=0))
+    units, cosines, length = _compare(updates, jnp.asarray(present) > 0, g_0 * inverse)
     trust = jax.nn.relu(cosines)
-    return _average(length * units, trust), trust
+    largest = jnp.finfo(updates.dtype).max
+    result = jnp.clip(_average(length * units, trust) * unit, -largest, largest)
+    return result.astype(updates.dtype), trust.astype(updates.dtype)
 
 
 def server_update(
@@ -178,26 +197,40 @@ def server_update(
       length is not, is replaced by zero.
 
     Raises:
-      ValueError: if the root is empty, its arrays differ in length, or it has a mask.
+      ValueError: if the root is empty, its arrays differ in length, its labels are not integers >= 0,
+        one for each example, or it has a mask; when called, if the client cannot train on it.
+      TypeError: if client is no client, or the root no dict of numbers.
     """
-    shapes = {name: np.shape(values) for name, values in root.items()}
-    sizes = {shape[:1] for shape in shapes.values()}
-    if len(sizes) != 1 or sizes & {(), (0,)}:
+    return _server_update("server_update", client, root)
+
+
+def _server_update(
+    what: str, client: Client, root: Batch
+) -> Callable[[Key, Array, State], tuple[Array, State]]:
+    checks.part(what, Client, client=client)
+    try:
+        examples = checks.examples(what, root)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"root: {error}; data.root_set draws a root set from a pool") from None
+    if masks := sorted({"mask", "token_mask"} & set(examples)):
         raise ValueError(
-            "the root data need arrays with one common number of examples, at least 1, got shapes "
-            f"{shapes}; data.root_set draws a root set from a pool"
+            f"{what}: the root data may not have a {masks[0]}, which local training does not look at; "
+            "leave out the masked examples"
         )
-    if "mask" in root:
-        raise ValueError(
-            "the root data may not have a mask, which local training does not look at; leave out the "
-            "masked examples"
-        )
-    ((size,),) = sizes
-    examples = {name: jnp.asarray(values) for name, values in root.items()}
-    data = ClientData(examples, jnp.arange(size, dtype=jnp.int32), jnp.int32(size))
+    size = examples["x"].shape[0]
 
     def update(key: Key, params: Array, state: State) -> tuple[Array, State]:
-        g_0, state, _ = client.update(key, params, state, data)
+        data = ClientData(examples, jnp.arange(size, dtype=jnp.int32), jnp.int32(size))
+        try:
+            g_0, state, _ = client.update(key, params, state, data)
+        except Exception as error:
+            shapes = {name: values.shape for name, values in examples.items()}
+            raise ValueError(
+                f"{what} needs root data that its client can train on; with a model of d = "
+                f"{params.shape[0]} parameters and a root of shapes {shapes} it raised "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        checks.returned(f"the client of {what}", g_0, params.shape)
         return jnp.where(jnp.isfinite(direction_and_length(g_0)[1]), g_0, 0), state
 
     return update
@@ -218,16 +251,16 @@ def _average(rows: Array, scores: Array) -> Array:
     return jnp.dot(shares, rows, precision="highest")
 
 
-def _rule(client: Client, root: Batch, combine: Combine) -> Aggregator:
-    train = server_update(client, root)
+def _rule(what: str, client: Client, root: Batch, combine: Combine) -> Aggregator:
+    train = _server_update(what, client, root)
 
     def init(num_clients: int, params: Array) -> State:
         return client.init(params)
 
     def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
-        updates, weights = drop_non_finite(received.updates, received.weights)
+        received = cleaned(received)
         g_0, state = train(received.key, received.params, state)
-        result, trust = combine(updates, weights > 0, g_0)
+        result, trust = combine(received.updates, received.weights > 0, g_0)
         return result, state, {"trust": trust, "selected": trust != 0}
 
     return Aggregator(init, aggregate)
