@@ -123,7 +123,7 @@ def _ranks_of_present(present: Array) -> tuple[Array, Array]:
     return (present.shape[0] - count) // 2, count
 
 
-def trimmed_mean_of_present(updates: Array, present: Array, f: int) -> Array:
+def trimmed_mean_of_present(updates: Array, present: Array, f: int | Array) -> Array:
     """Mean of each column over present rows without its f largest and f smallest values.
 
     Where fewer than 2f + 1 rows are present, as many are removed as leave one or two.
@@ -131,7 +131,7 @@ def trimmed_mean_of_present(updates: Array, present: Array, f: int) -> Array:
     Args:
       updates: (n, d); absent rows may hold anything.
       present: (n,) bool.
-      f: >= 0; (n - 1) // 2 gives the median.
+      f: >= 0; (n - 1) // 2 gives the median. It may be traced; then all ranks are sorted.
 
     Returns:
       (d,); zero if no row is present.
@@ -139,7 +139,9 @@ def trimmed_mean_of_present(updates: Array, present: Array, f: int) -> Array:
     updates, _ = checks.matrix("trimmed_mean_of_present", updates, present)
     n = updates.shape[0]
     # Few present rows lie in the middle, whatever f is.
-    low, high = min(f, max((n - 2) // 2, 0)), max(n - f, n // 2 + 1)
+    low, high = 0, n  # a traced f may be anything
+    if checks.is_known(f):
+        low, high = min(int(f), max((n - 2) // 2, 0)), max(n - int(f), n // 2 + 1)
     start, count = _ranks_of_present(present)
     removed = jnp.minimum(f, jnp.maximum(count - 1, 0) // 2)
     rank = jnp.arange(low, high)

@@ -26,8 +26,8 @@ Array = jax.Array
 def sort_clients(x: Array, low: int = 0, high: int | None = None) -> Array:
     """Ranks low .. high - 1 of every column: ``jnp.sort(x, axis=0)[low:high]``, faster on CPU.
 
-    It can be differentiated once, in forward and reverse mode: a value's derivative belongs to the
-    row that it came from (among equal values, lower rows rank first).
+    It can be differentiated any number of times, in forward and reverse mode: a value's derivative
+    belongs to the row that it came from (among equal values, lower rows rank first).
 
     Args:
         x: (n, d) floats without NaN, n >= 1; +-inf sort as numbers.
@@ -61,16 +61,39 @@ def combine_ranks(x: Array, coefficients: Array, low: int, instead: Array) -> Ar
     As ``coefficients @ sort_clients(x, ...)``, but the sorted matrix never exists: on CPU XLA takes
     longer to sum its columns than the network takes to sort them.
 
+    It can be differentiated any number of times with respect to x; the other arguments count as
+    constants.
+
     Args:
-        x: (n, d) floats, n >= 1. It can be differentiated once with respect to them, not the others.
+        x: (n, d) floats, n >= 1, without NaN in rows that count.
         coefficients: (k,) of ranks low .. low + k - 1; a rank with coefficient 0 may be infinite.
         low: the first rank, 0 <= low < low + k <= n.
         instead: (n,) values that take the place of whole rows (+-inf), 0 = the row counts as it is.
 
     Returns:
-        (d,); NaN where a row that counts holds a NaN.
+        (d,).
+
+    Raises:
+        ValueError: for other shapes, or ranks that do not exist.
     """
-    return _combine(x, coefficients.astype(x.dtype), instead.astype(x.dtype), low)
+    x, coefficients, instead = (jnp.asarray(a) for a in (x, coefficients, instead))
+    if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"combine_ranks needs a matrix (n, d) of floats, got shape {x.shape} of {x.dtype}: "
+            "reshape it or convert it to float"
+        )
+    n = x.shape[0]
+    if coefficients.ndim != 1 or instead.shape != (n,):
+        raise ValueError(
+            f"combine_ranks needs coefficients (k,) and instead (n,) = ({n},), got shapes "
+            f"{coefficients.shape} and {instead.shape}"
+        )
+    if not 0 <= low < low + len(coefficients) <= n:
+        raise ValueError(
+            f"combine_ranks needs 0 <= low < low + k <= n, got low={low}, k={len(coefficients)}, n={n}"
+        )
+    fixed = (lax.stop_gradient(a.astype(x.dtype)) for a in (coefficients, instead))
+    return _combine(x, *fixed, low)
 
 
 def _fill(x: Array, instead: Array) -> Array:
@@ -108,11 +131,34 @@ def _combine(x: Array, coefficients: Array, instead: Array, low: int) -> Array:
 def _combine_jvp(
     low: int, primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
 ) -> tuple[Array, Array]:
+    # Away from ties the combination is linear: each entry counts with the coefficient of its rank. A
+    # product and no gather, as the transpose of a gather would bring all columns to each device.
     x, coefficients, instead = primals
     filled, moved = _fill(x, instead), jnp.where(instead[:, None] == 0, tangents[0], 0)
-    order = _order(filled, low, low + coefficients.shape[0])
-    values, slopes = (jnp.take_along_axis(a, order, axis=0) for a in (filled, moved))
-    return _combination(coefficients, values), _combination(coefficients, slopes)
+    of_rank = jnp.pad(coefficients, (low, x.shape[0] - low - coefficients.shape[0]))
+    shares = _shares(lax.stop_gradient(filled), of_rank)
+    return _weighed(shares, filled), _weighed(shares, moved)
+
+
+def _weighed(shares: Array, values: Array) -> Array:
+    return jnp.sum(jnp.where(shares == 0, 0, shares * values), axis=0)
+
+
+@jax.jit
+def _shares(x: Array, of_rank: Array) -> Array:
+    """x (n, d), of_rank (n,) -> (n, d), for each entry of_rank at its rank in its column."""
+    n = x.shape[0]
+
+    def by_network(x: Array, of_rank: Array) -> Array:
+        if x.shape[1] == 0:
+            return x
+        return _share_own_columns(0, n, *map(jnp.asarray, _tables(n, 0, n)), of_rank, x)
+
+    def by_sorting(x: Array, of_rank: Array) -> Array:
+        order = jnp.argsort(x, axis=0, stable=True)
+        return jnp.take(of_rank, jnp.argsort(order, axis=0), mode="clip")
+
+    return lax.platform_dependent(x, of_rank, cpu=sequential_vmap(by_network), default=by_sorting)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))
@@ -150,8 +196,13 @@ def _sort_jvp(
     low: int, high: int, primals: tuple[Array], tangents: tuple[Array]
 ) -> tuple[Array, Array]:
     (x,), (t,) = primals, tangents
-    order = _order(x, low, high)
-    return jnp.take_along_axis(x, order, axis=0), jnp.take_along_axis(t, order, axis=0)
+    order = _order(lax.stop_gradient(x), low, high)
+    return _take(x, order), _take(t, order)
+
+
+def _take(x: Array, order: Array) -> Array:
+    """x (n, d), order (k, d) -> (k, d), the entries of those rows."""
+    return jnp.take_along_axis(x, order, axis=0)
 
 
 Columns = tuple[Array, ...]
@@ -173,7 +224,7 @@ def _sort_own_columns(low: int, high: int, partner: Array, lower: Array, *x: Arr
     def sort_tile(*columns: Array) -> Columns:
         return tuple(a[low:high] for a in _apply_network(columns, partner, lower))
 
-    return _by_tiles(sort_tile, x, tuple(jnp.zeros_like(a[low:high]) for a in x))
+    return _by_tiles(sort_tile, x, tuple(jnp.zeros_like(a[low:high]) for a in x), len(x))
 
 
 @partial(custom_partitioning, static_argnums=(0, 1))
@@ -193,12 +244,35 @@ def _combine_own_columns(
     return _by_tiles(combine_tile, (x,), (jnp.zeros_like(x[:1]),))[0][0]
 
 
-def _by_tiles(function: Callable[..., Columns], x: Columns, out: Columns) -> Columns:
-    """``function`` of some columns of x (n, d) at a time, written to the columns of out (k, d)."""
+@partial(custom_partitioning, static_argnums=(0, 1))
+def _share_own_columns(
+    low: int, high: int, partner: Array, lower: Array, of_rank: Array, x: Array
+) -> Array:
+    n = x.shape[0]
+    rank = jnp.arange(n, dtype=jnp.int32)[:, None]
+    bits = max(n - 1, 1).bit_length()
+    if 2 * bits > 31:
+        raise ValueError(f"the derivative of sorted rows needs at most 32768 rows, got {n}")
+
+    def share_tile(columns: Array) -> Columns:
+        rows = jnp.broadcast_to(rank, columns.shape)
+        _, order = _apply_network((columns, rows), partner, lower)
+        # The network once more, back to the order of the rows: XLA's scatter takes longer.
+        (back,) = _apply_network((order << bits | rank,), partner, lower)
+        return (jnp.take(of_rank, back & (1 << bits) - 1, mode="clip"),)
+
+    return _by_tiles(share_tile, (x,), (jnp.zeros_like(x),), arrays=2)[0]
+
+
+def _by_tiles(
+    function: Callable[..., Columns], x: Columns, out: Columns, arrays: int = 1
+) -> Columns:
+    """``function`` of some columns of x (n, d) at a time, written to the columns of out (k, d);
+    ``arrays`` of them go through the network together."""
     n, d = x[0].shape
     # Two copies of a tile of columns stay in the second-level cache. A whole number of vectors: an odd
     # width (327 for n = 100) took 2.5 times as long.
-    tile = min(d, max(64, 2**15 // n // len(x) // 64 * 64))
+    tile = min(d, max(64, 2**15 // n // arrays // 64 * 64))
 
     def one(k: Array, out: Columns) -> Columns:
         # If the tile does not divide d, the last one overlaps its neighbour.
@@ -223,7 +297,7 @@ def _split_parameters(
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     whole = NamedSharding(mesh, PartitionSpec())
-    tables = 4 if own_columns is _combine_own_columns else 2
+    tables = {_combine_own_columns: 4, _share_own_columns: 3}.get(own_columns, 2)
     inputs = (whole,) * tables + tuple(layout(array) for array in arguments[tables:])
     outputs = jax.tree.map(layout, results)
     return mesh, partial(own_columns.fun, low, high), outputs, inputs
@@ -241,6 +315,10 @@ _sort_own_columns.def_partition(
 _combine_own_columns.def_partition(
     partial(_split_parameters, own_columns=_combine_own_columns),
     sharding_rule="pairs two n, pairs two n, ranks, n, n d -> d",
+)
+_share_own_columns.def_partition(
+    partial(_split_parameters, own_columns=_share_own_columns),
+    sharding_rule="pairs two n, pairs two n, n, n d -> n d",
 )
 
 

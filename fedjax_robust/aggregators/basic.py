@@ -13,15 +13,18 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from fedjax_robust import checks
+from fedjax_robust.memo import same_for_equal_arguments
 from fedjax_robust.robust_stats import (
     coordinate_median,
     drop_non_finite,
     is_present,
+    power_of_two,
     sort_present,
     trimmed_mean_of_present,
     weighted_mean,
 )
-from fedjax_robust.types import Aggregator, Array, Info, Received, State, is_number
+from fedjax_robust.types import Aggregator, Array, Info, Received, State
 
 
 def stateless(num_clients: int, params: Array) -> State:
@@ -29,10 +32,11 @@ def stateless(num_clients: int, params: Array) -> State:
     return ()
 
 
+@same_for_equal_arguments
 def mean() -> Aggregator:
-    """The mean of the updates, weighted by ``weights`` (FedAvg). Not robust.
+    """The mean of the updates, weighted by ``weights`` (FedAvg); zero if no row is present. Not robust.
 
-    Rows with a NaN or Inf are left out, as in every rule.
+    Rows with a NaN or Inf, and weights that are not positive and finite, are left out, as in every rule.
     """
 
     def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
@@ -42,14 +46,19 @@ def mean() -> Aggregator:
     def leave_one_out(received: Received, state: State) -> Array:
         updates, weights = drop_non_finite(received.updates, received.weights)
         # A product instead of total - row: beside a huge row the difference would lose the others.
+        weights = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
         others = weights * (1 - jnp.eye(weights.shape[0], dtype=weights.dtype))
+        # In units of each sum's own largest weight, so that no sum over- or underflows.
+        others *= power_of_two(jnp.max(others, axis=1, keepdims=True))[1]
         totals = jnp.sum(others, axis=1, keepdims=True)
         shares = others / jnp.where(totals > 0, totals, 1)
-        return jnp.dot(shares.astype(updates.dtype), updates, precision="highest")
+        exact = updates.astype(jnp.promote_types(updates.dtype, shares.dtype))
+        return jnp.dot(shares, exact, precision="highest").astype(updates.dtype)
 
     return Aggregator(stateless, aggregate, leave_one_out)
 
 
+@same_for_equal_arguments
 def fedavg_eta(eta: float | Array, num_clients: int) -> Aggregator:
     """Federated averaging with a global learning rate: eta / n times the *sum* of the updates received.
 
@@ -64,16 +73,16 @@ def fedavg_eta(eta: float | Array, num_clients: int) -> Aggregator:
     Weights only say who is present; rows with a NaN or Inf are left out.
 
     Args:
-      eta: global learning rate > 0.
+      eta: global learning rate > 0, finite.
       num_clients: n, all clients of the simulation, >= 1.
 
     Raises:
       ValueError: for numbers out of range; when called, for more rows or clients than num_clients.
+      TypeError: if they are no numbers.
     """
-    if (is_number(eta) and not eta > 0) or num_clients < 1:
-        raise ValueError(
-            f"fedavg_eta needs eta > 0 and num_clients >= 1, got eta={eta}, num_clients={num_clients}"
-        )
+    checks.positive("fedavg_eta", eta=eta)
+    checks.static_count("fedavg_eta", 1, num_clients=num_clients)
+    num_clients = int(num_clients)
 
     def init(clients: int, params: Array) -> State:
         if clients > num_clients:
@@ -87,11 +96,13 @@ def fedavg_eta(eta: float | Array, num_clients: int) -> Aggregator:
         if len(updates) > num_clients:
             init(len(updates), received.params)
         present = (weights > 0).astype(updates.dtype)
-        return jnp.dot(present * (eta / num_clients), updates, precision="highest"), state, {}
+        factors = (present * (eta / num_clients)).astype(updates.dtype)
+        return jnp.dot(factors, updates, precision="highest"), state, {}
 
     return Aggregator(init, aggregate)
 
 
+@same_for_equal_arguments
 def median() -> Aggregator:
     """Coordinate-wise median; with an even number of rows the mean of the two middle values.
 
@@ -106,7 +117,8 @@ def median() -> Aggregator:
     return Aggregator(stateless, aggregate, _trimmed_leave_one_out(None))
 
 
-def trimmed_mean(f: int) -> Aggregator:
+@same_for_equal_arguments
+def trimmed_mean(f: int | Array) -> Aggregator:
     """Coordinate-wise trimmed mean: the f largest and f smallest values of each coordinate are removed.
 
     Weights only say who is present. Should fewer than 2f + 1 rows be present, only as many are removed
@@ -114,17 +126,21 @@ def trimmed_mean(f: int) -> Aggregator:
 
     Args:
       f: number removed at each end, 0 <= f < n / 2; the paper's beta, at least the number of
-        malicious clients.
+        malicious clients. It may be a traced integer, as in
+        ``jax.vmap(lambda f: trimmed_mean(f)(updates))(jnp.arange(4))``; then f < n / 2 cannot be
+        checked, and all ranks are sorted.
 
     Raises:
-      ValueError: if f < 0, or n <= 2f when called.
+      ValueError: if f < 0 or no whole number, or n <= 2f when called.
+      TypeError: if f is no number.
     """
-    if f < 0:
-        raise ValueError(f"trimmed_mean needs f >= 0, got f={f}")
+    checks.count("trimmed_mean", f=f)
+    if checks.is_known(f):
+        f = int(f)
 
     def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
         n = received.updates.shape[0]
-        if n <= 2 * f:
+        if checks.is_known(f) and n <= 2 * f:
             raise ValueError(f"trimmed_mean needs n > 2f, got n={n}, f={f}")
         present = is_present(received.updates, received.weights)
         return trimmed_mean_of_present(received.updates, present, f), state, {}
@@ -132,7 +148,7 @@ def trimmed_mean(f: int) -> Aggregator:
     return Aggregator(stateless, aggregate, _trimmed_leave_one_out(f))
 
 
-def _trimmed_leave_one_out(f: int | None) -> Callable[[Received, State], Array]:
+def _trimmed_leave_one_out(f: int | Array | None) -> Callable[[Received, State], Array]:
     """All n leave-one-out trimmed means from one sort; f = None removes as many values as it can.
 
     Of r sorted values S, the one without S_i removes f at each end. So it keeps S_f .. S_{r-1-f}
@@ -144,20 +160,27 @@ def _trimmed_leave_one_out(f: int | None) -> Callable[[Received, State], Array]:
         updates, weights = drop_non_finite(received.updates, received.weights)
         n = updates.shape[0]
         most = max((n - 3) // 2, 0)
-        low = most if f is None else min(f, most)
+        if f is None:
+            low = most
+        else:
+            low = min(int(f), most) if checks.is_known(f) else 0
         high = max(n - low, 1)
-        values, start, count = sort_present(updates, weights > 0, low, high)
+        exact = updates.astype(jnp.promote_types(updates.dtype, jnp.float32))
+        values, start, count = sort_present(exact, weights > 0, low, high)
         removed = jnp.maximum(count - 2, 0) // 2
         removed = removed if f is None else jnp.minimum(f, removed)
         first, last = start + removed, start + count - 1 - removed
+        # Values are divided before they are summed, so that no sum leaves the range of floats.
+        share = 1 / jnp.maximum(count - 1 - 2 * removed, 1).astype(exact.dtype)
         rank = jnp.arange(low, high)[:, None]
-        between = jnp.sum(jnp.where((rank > first) & (rank < last), values, 0), axis=0)
+        inner = (rank > first) & (rank < last)
+        between = jnp.sum(jnp.where(inner, values * share, 0), axis=0)
         lower = jnp.take(values, first - low, axis=0, mode="clip")
         upper = jnp.take(values, last - low, axis=0, mode="clip")
         # The ends are not summed before it is clear that they stay: they may be huge.
-        inside = lower + upper - updates
-        ends = jnp.where(updates <= lower, upper, jnp.where(updates >= upper, lower, inside))
-        kept = jnp.maximum(count - 1 - 2 * removed, 1)
-        return jnp.where(count > 1, (between + ends) / kept, 0)
+        inside = lower * share + upper * share - exact * share
+        outside = jnp.where(exact <= lower, upper, lower) * share
+        ends = jnp.where((exact > lower) & (exact < upper), inside, outside)
+        return jnp.where(count > 1, between + ends, 0).astype(updates.dtype)
 
     return leave_one_out
