@@ -19,6 +19,7 @@ import pytest
 
 import fedjax_robust as fr
 from fedjax_robust import aggregators, attacks, sharding, simulate
+from fedjax_robust.robust_stats import pairwise_distances, pairwise_squared_distances
 from fedjax_robust.sorting import sort_clients
 from fedjax_robust.types import FederatedData, Knowledge
 
@@ -158,6 +159,34 @@ def test_the_network_sorts_its_own_columns_without_communication():
     tall = np.random.default_rng(2).normal(size=(16, 30)).astype(np.float32)
     sort = jax.jit(lambda x: sort_clients(x, 3, 7), in_shardings=rows)
     np.testing.assert_array_equal(sort(tall), np.sort(tall, axis=0)[3:7])
+
+
+def test_distances_are_summed_over_devices():
+    """Also in the further passes that rows take which an attacker drowns; in both rules and slopes."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=800) + 1e-4 * rng.normal(size=(12, 800))
+    x[:3] *= -9
+    x = x.astype(np.float32)
+    columns = jax.sharding.NamedSharding(
+        sharding.automatic(mesh(8)), jax.sharding.PartitionSpec(None, "clients")
+    )
+    present = jnp.ones(12, bool)
+    exact = np.linalg.norm(x[:, None].astype(float) - x, axis=2)
+
+    def slopes(x):
+        return jax.grad(lambda x: jnp.sum(pairwise_squared_distances(x, present)[:4]))(x)
+
+    for function in (
+        lambda x: pairwise_distances(x, present),
+        aggregators.bulyan(2).__call__,
+        slopes,
+    ):
+        call = jax.jit(function, in_shardings=columns)
+        text = call.lower(x).compile().as_text()
+        assert not re.search(r"all-gather|all-to-all|collective-permute", text)
+        np.testing.assert_allclose(call(x), jax.jit(function)(x), rtol=1e-4, atol=1e-4)
+    distances = jax.jit(lambda x: pairwise_distances(x, present), in_shardings=columns)(x)
+    np.testing.assert_allclose(distances, exact, rtol=1e-3)
 
 
 def test_a_checkpoint_of_eight_devices_resumes_on_one_and_on_four(tmp_path):

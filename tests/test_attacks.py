@@ -789,12 +789,129 @@ def test_vmap_over_hyperparameters() -> None:
             "fang_trim_partial needs 0 <= low <= high, got low=4, high=3",
         ),
         (lambda: fang_trim_partial(-1, 3), "0 <= low <= high, got low=-1, high=3"),
-        (lambda: label_flip(1), "label_flip needs num_classes >= 2, got 1"),
+        (lambda: fang_trim_partial(jnp.float32(4), np.array(3.0)), "0 <= low <= high, got low=4.0"),
+        (lambda: fang_trim_partial(np.nan, 3), "fang_trim_partial needs low a finite number"),
+        (lambda: fang_trim_partial(1, np.inf), "fang_trim_partial needs high a finite number"),
+        (lambda: fang_trim_full(b=np.nan), "fang_trim_full needs b a finite number, got b=nan"),
+        (lambda: fang_trim_full(b=np.array(1)), "fang_trim_full needs b > 1, got b=1"),
+        (lambda: fang_trim_deviation(b=np.inf), "fang_trim_deviation needs b a finite number"),
+        (lambda: fang_krum_full(-1), "fang_krum_full needs f >= 0, got f=-1"),
+        (lambda: fang_krum_full(1.5), "fang_krum_full needs f to be a whole number"),
+        (lambda: fang_krum_full(np.array(np.nan)), "fang_krum_full needs f to be a whole number"),
+        (lambda: fang_krum_full(epsilon=np.nan), "fang_krum_full needs epsilon >= 0"),
+        (
+            lambda: fang_krum_full(epsilon=-0.1),
+            "fang_krum_full needs epsilon >= 0, got epsilon=-0.1",
+        ),
+        (lambda: fang_krum_full(epsilon=np.inf), "fang_krum_full needs epsilon >= 0 and finite"),
+        (
+            lambda: fang_krum_full(threshold=-1),
+            "fang_krum_full needs threshold >= 0, got threshold=-1",
+        ),
+        (lambda: fang_krum_full(threshold=jnp.array(np.nan)), "needs threshold >= 0"),
+        (lambda: fang_krum_partial(epsilon=-1), "fang_krum_partial needs epsilon >= 0"),
+        (lambda: fang_krum_partial(threshold=np.inf), "fang_krum_partial needs threshold >= 0"),
+        (lambda: label_flip(1), "label_flip needs num_classes >= 2, got num_classes=1"),
     ],
 )
 def test_preconditions(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fang_krum_full(before=mean), "before to be an Aggregator.*call it: before=mean"),
+        (lambda: fang_krum_full(direction=1.0), "direction to be a function"),
+        (lambda: fang_krum_full(epsilon="1"), "epsilon to be a number"),
+        (lambda: fang_krum_partial(direction=None), "direction to be a function"),
+        (lambda: fang_krum_partial(simulated_f=3), "simulated_f to be a function"),
+        (lambda: fang_trim_full(before=lambda x: x), "before to be an Aggregator"),
+        (lambda: fang_trim_full(b="2"), "b to be a number"),
+        (lambda: fang_trim_partial(None, 3), "low to be a number"),
+    ],
+)
+def test_wrong_types(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+def test_fang_attacks_refuse_when_called() -> None:
+    r = make_round(0, MAIN)
+    craft = lambda attack, **known: attack.craft(view(r)._replace(**known), ())  # noqa: E731
+    for f in (50, 6, np.array(50)):
+        with pytest.raises(ValueError, match=r"fang_krum_full needs n > 2f \+ 2, .* got n=14, f="):
+            craft(fang_krum_full(f))
+    for attack in (fang_trim_full(), fang_trim_deviation()):
+        with pytest.raises(ValueError, match=r"the view has none.*grant Knowledge\(.*rule=True\)"):
+            craft(attack, aggregate=None)
+    craft(fang_trim_full(before=mean()), aggregate=None)
+    for attack in (fang_krum_full(direction=jnp.sum), fang_krum_partial(direction=jnp.sum)):
+        with pytest.raises(ValueError, match=r"direction must return shape \(5,\), got \(\)"):
+            craft(attack)
+    for wrong in (-1, 1.5):
+        with pytest.raises(ValueError, match="simulated_f, which returns the simulated Krum's f"):
+            craft(fang_krum_partial(simulated_f=lambda copies, wrong=wrong: wrong))
+
+
+def test_equal_fang_attacks_are_one() -> None:
+    """So that a second, equal simulation is not compiled again."""
+    assert fang_krum_full(2, before=mean()) is fang_krum_full(f=2, before=mean())
+    assert fang_trim_full(b=2.0) is fang_trim_full()
+    assert fang_krum_full(epsilon=0.5) is not fang_krum_full(epsilon=0.25)
+
+
+def test_one_krum_attack_for_all_f() -> None:
+    r = clear_rounds(VARIANTS["fang_krum_full f"], MAIN, 1)[0]
+    many = jax.vmap(lambda f: fang_krum_full(f).craft(view(r), ())[0][0])(jnp.arange(2, 6))
+    for f in range(2, 6):
+        attack = ref.fang_krum_full_lambda(r.updates, r.malicious, f)
+        if full_is_clear(r, f):
+            np.testing.assert_allclose(many[f - 2], -attack.lam * attack.direction, rtol=1e-4)
+
+
+BEFORE = {
+    "mean": (fang_krum_full(before=mean()), ref.mean),
+    "median": (fang_krum_full(before=median()), ref.median),
+}
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_krum_attack_along_the_change_of_another_rule_with_absent_rows(name: str) -> None:
+    """``before`` is told who is there: absent rows hold large numbers here, and zeros in the engine,
+    which would shift a median."""
+    attack, rule = BEFORE[name]
+    params = jnp.zeros(5)
+
+    @jax.jit
+    def craft(updates: jax.Array, present: jax.Array, malicious: jax.Array) -> jax.Array:
+        hidden = view(Round(updates, malicious, present, 6, params, 2))
+        return attack.craft(hidden._replace(updates=updates), ())[0][:6]
+
+    found = 0
+    for absent in [(9,), (1, 7, 12), (0, 3, 6, 13)]:
+        for seed in range(12):
+            r = make_round(seed, MAIN._replace(absent=absent))
+            if not full_is_clear(r, before=rule):
+                continue
+            here = r.updates[r.present]
+            expected = ref.fang_krum_full_lambda(here, r.malicious[r.present], before=rule)
+            for value in (0, 1e4):
+                other = np.where(r.present[:, None], r.updates, np.float32(value))
+                found += np.any(ref.changing_direction(rule(other)) != expected.direction)
+                rows = np.asarray(craft(other, r.present, r.malicious))[r.malicious[:6]]
+                offsets = np.linalg.norm(rows + expected.lam * expected.direction, axis=1)
+                assert np.all(offsets <= EPSILON + 1e-4 * expected.lam)
+    assert found > 3  # rounds in which it would make a difference
+
+
+def test_trim_attack_beside_the_largest_floats() -> None:
+    """b times an honest value may be infinite, and a row with an infinity is dropped."""
+    r = make_round(0, MAIN)
+    r.updates[8] = 3e38 * np.sign(r.updates[8])
+    for attack in (fang_trim_full(), fang_trim_deviation()):
+        assert np.all(np.isfinite(send(attack, r)))
 
 
 def test_knowledge_that_attacks_need() -> None:
