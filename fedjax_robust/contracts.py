@@ -189,7 +189,7 @@ def federated_data(what: str, data: Any) -> FederatedData:
         owned = np.asarray(count).reshape(-1, count.shape[-1]).max(axis=1)
         if not owned.all():
             raise ValueError(
-                f"{what} needs a client that owns an example, got data.count of zeros"
+                f"{what} needs data of which somebody owns an example, got data.count of zeros"
                 + (f" in partition {int(np.argmin(owned))}" if count.ndim > 1 else "")
             )
     return data
@@ -247,7 +247,7 @@ def _labels(what: str, y: Array, classes: int) -> None:
     least, most = int(values.min()), int(values.max())
     if least < 0 or most >= classes:
         raise ValueError(
-            f"{what} needs labels y in 0 .. {classes - 1}, as the task's logits tell {classes} classes "
+            f"{what} needs data.examples' labels y in 0 .. {classes - 1}, as the task's logits tell {classes} classes "
             f"apart, got labels from {least} to {most}; number the classes from 0"
         )
 
@@ -282,11 +282,11 @@ def _fit(task: Task, shapes: tuple[tuple[str, tuple[int, ...], Any], ...]) -> Fi
 
 def _problem(task: Task, params: Any, batch: dict[str, Any], error: Exception) -> str:
     """Why a loss does not take a batch, in words."""
-    what = "the task's loss"
+    what = "the task's loss, on data.examples,"
     if isinstance(error, KeyError):
         return (
-            f"{what} needs examples with {error}, got data.examples with {sorted(batch)}; rename the "
-            "arrays"
+            f"the task's loss needs examples with {error}, got data.examples with {sorted(batch)}; "
+            "rename the arrays"
         )
     shapes = {name: (value.shape[1:], str(value.dtype)) for name, value in batch.items()}
     if "x" in batch and task.logits is not None:
@@ -294,8 +294,8 @@ def _problem(task: Task, params: Any, batch: dict[str, Any], error: Exception) -
             jax.eval_shape(task.logits, params, batch["x"])
         except Exception as inner:
             return (
-                f"the task's model does not take inputs x of shape {batch['x'].shape[1:]} and dtype "
-                f"{batch['x'].dtype}; make the task with a sample of these data, or reshape them: "
+                f"the task's model does not take data.examples' inputs x of shape {batch['x'].shape[1:]} "
+                f"and dtype {batch['x'].dtype}; make the task with a sample of these data, or reshape them: "
                 f"{_first_line(inner)}"
             )
         if "y" in batch:
@@ -324,11 +324,15 @@ def start(what: str, sim: Simulation, data: FederatedData, params: Any) -> Array
     return checks.shaped(what, "params", params, (size,), "float", meaning)
 
 
-def state(what: str, value: Any) -> None:
-    """It is a ``SimState`` with a flat model and one key."""
+def state(what: str, value: Any, data: FederatedData) -> None:
+    """It is a ``SimState`` with a flat model and one key, and the data are one partition."""
     checks.part(what, SimState, state=value)
     checks.shaped(what, "state.params", value.params, (None,), "float", "(d,)")
     checks.key(what, value.key)
+    if data.index.ndim != 2:
+        raise ValueError(
+            f"{what} needs data.index (N, m) of one partition, got shape {data.index.shape}"
+        )
 
 
 # --- What the parts return -------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def init(sim: Simulation, key: Key, data: FederatedData, params: Array | None = 
       ValueError: if the simulation contradicts itself or the data (see ``check``).
       TypeError: for a part of another kind, or a key that is none.
     """
-    sim, data = check(sim, data)
+    sim, data = _checked("init", sim, data)
     key = checks.key("init", key)
     if data.index.ndim != 2:
         raise ValueError(
@@ -85,10 +85,14 @@ def check(sim: Simulation, data: FederatedData) -> tuple[Simulation, FederatedDa
         labels that are none of the task's classes.
       TypeError: for a part of another kind, such as a factory that was not called.
     """
+    return _checked("the simulation", sim, data)
+
+
+def _checked(what: str, sim: Simulation, data: FederatedData) -> tuple[Simulation, FederatedData]:
     sim = contracts.simulation(sim)
-    data = contracts.federated_data("run", data)
+    data = contracts.federated_data(what, data)
     contracts.fits(sim, data.index.shape[-2])
-    contracts.task("run", sim, data.examples)
+    contracts.task(what, sim, data.examples)
     return sim, data
 
 
@@ -112,9 +116,9 @@ def step(
       ValueError: if two of these use the same name, or a part returns another shape than it must.
       TypeError: for a part of another kind, or that returns something else than arrays.
     """
-    sim = contracts.simulation(sim)
-    contracts.state("step", state)
-    data = contracts.arrays("step", data)
+    sim, data = _checked("step", sim, data)
+    contracts.state("step", state, data)
+    checks.part("step", Mesh, optional=True, mesh=mesh)
     key = jax.random.fold_in(state.key, state.round)
     select_key, train_key, attack_key, server_key, repair_key = jax.random.split(key, 5)
 
@@ -347,7 +351,7 @@ def run(
     checks.function("run", optional=True, evaluate=evaluate)
     checks.boolean("run", progress=progress)
     checks.part("run", Mesh, optional=True, mesh=mesh)
-    sim, data = check(sim, data)
+    sim, data = _checked("run", sim, data)
     axes = _seed_axes(key, data)
     params = contracts.start("run", sim, data, params)
     sim, number = contracts.split(sim)

@@ -227,11 +227,13 @@ def is_number(value: Any) -> bool:
 
 def equal_weights(count: Array) -> Array:
     """Every client that owns data weighs 1: count (n,) int32 -> (n,) float32."""
+    count = checks.array("equal_weights", "count", count)
     return (count > 0).astype(jnp.float32)
 
 
 def example_weights(count: Array) -> Array:
     """Clients weigh as many examples as they own (FedAvg): count (n,) int32 -> (n,) float32."""
+    count = checks.array("example_weights", "count", count)
     return count.astype(jnp.float32)
 
 

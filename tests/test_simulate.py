@@ -77,11 +77,11 @@ def showing(rule=None):
 def telling_data(n, counts=None, seed=0):
     x = np.random.default_rng(seed).normal(size=(n, 3)).astype(np.float32)
     loss = np.arange(n, dtype=np.float32) / 10
-    counts = jnp.ones(n, jnp.int32) if counts is None else jnp.asarray(counts, jnp.int32)
+    counts = np.ones(n, np.int32) if counts is None else np.asarray(counts, np.int32)
     return FederatedData(
         {"x": jnp.asarray(x), "loss": jnp.asarray(loss)},
-        jnp.tile(jnp.arange(n, dtype=jnp.int32)[:, None], (1, int(counts.max()))),
-        counts,
+        jnp.asarray(np.tile(np.arange(n, dtype=np.int32)[:, None], (1, counts.max()))),
+        jnp.asarray(counts),
     )
 
 

@@ -52,7 +52,8 @@ def first_order(
         lengths = direction_and_length(rows)[1][:, None]
 
         def gain(rows: Array) -> Array:
-            after = rule(jnp.concatenate([rows, view.updates[c:]]))
+            own = jnp.where(view.malicious[:c, None], rows, view.updates[:c])  # the rest is honest
+            after = rule(jnp.concatenate([own, view.updates[c:]]))
             return jnp.dot(direction, before - after, precision="highest")
 
         def step(carry: tuple[Array, Array, Array], i: Array) -> tuple[tuple, None]:
