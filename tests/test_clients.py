@@ -10,9 +10,11 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import reference
 
+import fedjax_robust as fr
 from fedjax_robust import attacks, models, tasks
 from fedjax_robust.clients import local_sgd, sample_without_replacement
 from fedjax_robust.types import ClientData, Task
@@ -314,7 +316,171 @@ def test_objective_replaces_the_loss_and_knows_the_received_model():
     np.testing.assert_allclose(info["train_loss"], 0.5 * (1 + 16), rtol=1e-6)
 
 
+# --- Rounds, weights of examples, random losses, ids ---------------------------------------------
+
+
+def test_a_schedule_starts_anew_in_each_round_and_a_round_schedule_does_not():
+    """The gradient is 1 throughout: an update is minus the sum of the rates."""
+    slope = Task(lambda key: jnp.zeros(1), lambda p, b: p[0], lambda p, x: p, lambda p: p)
+    client = local_sgd(
+        slope,
+        lambda step: 0.1 / (1 + step),
+        2,
+        steps=2,
+        round_schedule=lambda rounds: 0.5**rounds,
+    )
+    for rounds in range(3):
+        data = client_data(7, 8)._replace(round=jnp.int32(rounds))
+        update, _, _ = train(client, data, params=jnp.zeros(1))
+        np.testing.assert_allclose(update, -(0.1 + 0.05) * 0.5**rounds, rtol=1e-6)
+
+
+@pytest.mark.parametrize("how", [{"steps": 2}, {"epochs": 2}])
+@pytest.mark.parametrize("batch_size", [3, None])
+def test_a_mask_in_the_pool_weighs_the_examples(how, batch_size):
+    weights = np.linspace(0.0, 1.5, POOL).astype(np.float32)
+    pool = {"x": jnp.arange(POOL), "mask": jnp.asarray(weights)}
+    data = client_data(7, 8, pool)
+    unweighted = train(local_sgd(RECORDER, 1.0, batch_size, **how), client_data(7, 8))[0]
+    update = train(local_sgd(RECORDER, 1.0, batch_size, **how), data)[0]
+    used = uses(unweighted)
+    expected = 4.0 ** np.arange(len(used)) @ used * weights
+    np.testing.assert_allclose(update[1:], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", [{"steps": 3}, {"epochs": 3}])
+@pytest.mark.parametrize("objective", [None, lambda loss, start: lambda p, b: 2 * loss(p, b)])
+def test_a_random_loss_gets_a_new_key_in_each_step(how, objective):
+    """Other draws, of batches and of poisons, stay what they are without it."""
+    keys = []
+
+    def poison(key, batch):
+        return batch | {"noise": jax.random.normal(key)}
+
+    def random(params, batch, key):
+        step = jax.lax.stop_gradient(params[0]).astype(int)
+        factor = 1.0 if objective is None else 0.5
+        drawn = jax.random.normal(key) * params[1 + step] + batch["noise"] * params[4 + step]
+        return -factor * (params[0] + drawn)
+
+    task = Task(lambda key: jnp.zeros(7), None, None, lambda p: p)
+    task = task._replace(
+        loss=lambda p, b: random(p, b, jax.random.key(0)), training_loss=random, logits=record
+    )
+    for seed in (0, 1):
+        client = local_sgd(task, 1.0, None, poison=poison, objective=objective, **how)
+        noisy = train(client, client_data(5, 6), seed, jnp.zeros(7))[0]
+        client = local_sgd(
+            task._replace(training_loss=None), 1.0, None, poison=poison, objective=objective, **how
+        )
+        still = train(client, client_data(5, 6), seed, jnp.zeros(7))[0]
+        assert noisy[0] == still[0] == 3
+        np.testing.assert_allclose(noisy[4:], still[4:], rtol=1e-6)
+        keys += [*np.asarray(noisy[1:4]).tolist(), *np.asarray(noisy[4:]).tolist()]
+    assert len(set(keys)) == 12
+
+
+@pytest.mark.parametrize("per_round", [None, 3])
+def test_a_poison_knows_whose_batch_it_is(per_round):
+    """In a run, in every round: each client's rows are its own, so the recorder tells who it was."""
+    clients, own = 6, 2
+    index = jnp.arange(POOL).reshape(clients, own)
+    seen = []
+
+    def poison(key, batch):
+        jax.debug.callback(
+            lambda x, c: seen.append((x.tolist(), int(c))), batch["x"], batch["client"]
+        )
+        return batch
+
+    sim = fr.Simulation(
+        task=RECORDER,
+        client=local_sgd(RECORDER, 1.0, None, poison=poison),
+        aggregator=fr.aggregators.mean(),
+        clients_per_round=per_round,
+    )
+    data = fr.FederatedData({"x": jnp.arange(POOL)}, index, jnp.full(clients, own))
+    state, _ = fr.run(sim, jax.random.key(0), data, 3)
+    jax.block_until_ready(state)
+    jax.effects_barrier()
+    assert len(seen) == 3 * (per_round or clients)
+    assert all(rows == [own * client, own * client + 1] for rows, client in seen)
+    assert len({client for _, client in seen}) > 3
+
+
 # --- Arguments -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("poison", "error", "message"),
+    [
+        (lambda key, batch: batch["x"], TypeError, "must return a batch"),
+        (lambda key, batch: {"x": batch["x"]}, ValueError, r"\['mask'\] are missing"),
+        (lambda key, batch: batch | {"x": batch["x"][:, None]}, ValueError, "shapes that it got"),
+        (lambda key, batch: batch | {"x": batch["x"][:1]}, ValueError, "one common number"),
+        (lambda key, batch: batch | {"mask": jnp.float32(1)}, ValueError, "shapes that it got"),
+    ],
+)
+def test_what_a_poison_may_return(poison, error, message):
+    with pytest.raises(error, match=message):
+        train(local_sgd(RECORDER, 1.0, 3, poison=poison), client_data(5, 6))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"learning_rate": lambda i: jnp.ones(2)}, ValueError, "the learning_rate .*shape"),
+        ({"round_schedule": lambda i: jnp.ones(2)}, ValueError, "the round_schedule .*shape"),
+        ({"epochs": 1, "stop": lambda p: p > 0}, ValueError, "the stop .*shape"),
+        ({"objective": lambda loss, p: None}, TypeError, "what objective returns"),
+    ],
+)
+def test_what_functions_may_return(arguments, error, message):
+    client = local_sgd(RECORDER, **({"learning_rate": 0.1, "batch_size": 2} | arguments))
+    with pytest.raises(error, match=message):
+        train(client, client_data(5, 6))
+
+
+def test_names_and_masks_in_the_pool():
+    pool = {"x": jnp.arange(POOL)}
+    with pytest.raises(ValueError, match=r"'client'.*rename"):
+        train(local_sgd(RECORDER, 1.0, 3), client_data(5, 6, pool | {"client": jnp.arange(POOL)}))
+    with pytest.raises(ValueError, match=r"one weight for each example.*\(12, 1\)"):
+        train(local_sgd(RECORDER, 1.0, 3), client_data(5, 6, pool | {"mask": jnp.ones((POOL, 1))}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"learning_rate": optax.sgd(0.1)}, TypeError, "optimizer of optax"),
+        ({"learning_rate": "0.1"}, TypeError, "learning_rate to be a number"),
+        ({"learning_rate": np.array(-1.0)}, ValueError, "learning_rate > 0"),
+        ({"learning_rate": jnp.ones(2)}, ValueError, "one number"),
+        ({"momentum": np.array(1.5)}, ValueError, "momentum in"),
+        ({"momentum": jnp.float32(float("nan"))}, ValueError, "momentum in"),
+        ({"clip_norm": jnp.array(-1.0)}, ValueError, "clip_norm > 0"),
+        ({"batch_size": 2.5}, ValueError, "batch_size to be a whole number"),
+        ({"steps": 1.5}, ValueError, "steps to be a whole number"),
+        ({"epochs": True}, TypeError, "epochs"),
+        ({"keep_momentum": 1, "momentum": 0.5}, TypeError, "keep_momentum to be True or False"),
+        ({"keep_momentum": True, "momentum": np.array(0.0)}, ValueError, "set momentum > 0"),
+        ({"poison": 3}, TypeError, "poison to be a function"),
+        ({"objective": 3}, TypeError, "objective to be a function"),
+        ({"stop": 3, "epochs": 2}, TypeError, "stop to be a function"),
+        ({"round_schedule": 0.5}, TypeError, "round_schedule to be a function"),
+        ({"stop": lambda p: False}, ValueError, "give epochs"),
+        ({"task": record}, TypeError, "task to be a Task"),
+    ],
+)
+def test_more_bad_arguments(arguments, error, message):
+    good = {"task": RECORDER, "learning_rate": 0.1, "batch_size": 2}
+    with pytest.raises(error, match=message):
+        local_sgd(**(good | arguments))
+
+
+def test_equal_arguments_give_the_same_client():
+    assert local_sgd(RECORDER, 0.1, 2, steps=3) is local_sgd(RECORDER, 0.1, 2, steps=3)
+    assert local_sgd(RECORDER, 0.1, 2, steps=3) is not local_sgd(RECORDER, 0.1, 2, steps=2)
 
 
 @pytest.mark.parametrize(

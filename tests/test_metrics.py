@@ -11,7 +11,7 @@ import pytest
 import reference as ref
 
 from fedjax_robust import aggregators, metrics
-from fedjax_robust.types import Received, Task
+from fedjax_robust.types import FederatedData, Received, Task
 
 CLASSES, FEATURES, EXAMPLES = 4, 3, 23
 
@@ -153,6 +153,115 @@ def test_another_test_set_does_not_recompile() -> None:
         np.testing.assert_allclose(rates["test_error"], ref.test_error(logits, y), rtol=1e-6)
         errors.append(float(rates["test_error"]))
     assert traces == 1 and errors[0] != errors[1]
+
+
+def test_accuracy_and_cross_entropy() -> None:
+    params, x, y, logits = problem(2)
+    test = {"x": x, "y": y}
+    rates = metrics.together(
+        metrics.accuracy(TASK, test, chunk=5), metrics.cross_entropy(TASK, test, chunk=5)
+    )(params)
+    losses = [
+        -np.log(ref.softmax(row.astype(np.float64))[k]) for row, k in zip(logits, y, strict=True)
+    ]
+    np.testing.assert_allclose(rates["accuracy"], np.mean(np.argmax(logits, 1) == y), rtol=1e-6)
+    np.testing.assert_allclose(rates["cross_entropy"], np.mean(losses), rtol=1e-5)
+    score = metrics.score(metrics.cross_entropy(TASK, test))
+    np.testing.assert_allclose(jax.jit(score)(params), np.mean(losses), rtol=1e-5)
+    both = metrics.together(metrics.accuracy(TASK, test), metrics.cross_entropy(TASK, test))
+    assert metrics.score(both, "accuracy")(params) == rates["accuracy"]
+    for bad in (metrics.score(both), metrics.score(both, "error")):
+        with pytest.raises(ValueError, match="name of one scalar"):
+            bad(params)
+
+
+def test_client_accuracy() -> None:
+    """23 clients of 0 to 4 examples, against a loop."""
+    params, x, y, logits = problem(3)
+    rng = np.random.default_rng(4)
+    count = rng.integers(0, 5, 23)
+    count[:2] = 0, 1
+    index = rng.integers(0, EXAMPLES, (23, 4))
+    data = FederatedData({"x": jnp.asarray(x), "y": jnp.asarray(y)}, index, count)
+    rates = jax.jit(metrics.client_accuracy(TASK, data, chunk=7))(params)
+    right = np.argmax(logits, 1) == y
+    each = np.array(
+        [np.mean(right[i[:c]]) if c else np.nan for i, c in zip(index, count, strict=True)]
+    )
+    np.testing.assert_allclose(rates["client_accuracy"], each, rtol=1e-6)
+    present = np.sort(each[count > 0])
+    worst = math.ceil(len(present) / 10)
+    assert worst == 2
+    np.testing.assert_allclose(rates["client_accuracy_mean"], present.mean(), rtol=1e-6)
+    np.testing.assert_allclose(rates["client_accuracy_worst"], present[0], rtol=1e-6)
+    np.testing.assert_allclose(
+        rates["client_accuracy_worst_tenth"], present[:worst].mean(), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        metrics.test_error,
+        metrics.accuracy,
+        metrics.cross_entropy,
+        lambda task, test: metrics.per_class_error(task, test, 4),
+        lambda task, test: metrics.attack_success(task, test, 1),
+    ],
+)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x, y[:, None]), "squeeze"),
+        (lambda x, y: (x[:1], y), "common number of examples"),
+        (lambda x, y: (x, y[:1]), "common number of examples"),
+        (lambda x, y: (x, y.astype(float)), "integers"),
+        (lambda x, y: (x, y + 1), r"0 \.\. 3"),
+        (lambda x, y: (x, y - 1), ">= 0, got labels from -1"),
+    ],
+)
+def test_labels_that_do_not_fit(metric, change, message) -> None:
+    task = TASK._replace(init=lambda key: jnp.zeros(FEATURES * CLASSES))
+    _, x, _, _ = problem()
+    y = np.arange(EXAMPLES) % CLASSES
+    metric(task, {"x": x, "y": y})
+    x, y = change(x, y)
+    with pytest.raises(ValueError, match=message):
+        metric(task, {"x": x, "y": y})
+
+
+@pytest.mark.parametrize("target", [4, 99, -1])
+def test_targets_that_no_class_has(target: int) -> None:
+    params, x, y, _ = problem()
+    known = TASK._replace(init=lambda key: jnp.zeros(FEATURES * CLASSES))
+    for task in (known, TASK):  # without initial parameters it is seen on use
+        with pytest.raises(ValueError, match="target"):
+            metrics.attack_success(task, {"x": x, "y": y}, target)(params)
+        with pytest.raises(ValueError, match="target"):
+            metrics.backdoor_accuracy(task, x, target)(params)
+
+
+def test_equal_evaluations_are_equal() -> None:
+    """Nothing is kept in a cache, and another, equal evaluation does not compile again."""
+    _, x, y, _ = problem()
+    first, second = (metrics.attack_success(TASK, {"x": x, "y": y}, 2) for _ in range(2))
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    other = metrics.attack_success(TASK, {"x": x, "y": y}, 1)
+    assert jax.tree.structure(first) != jax.tree.structure(other)
+
+
+def test_detection_of_numbers_and_shapes() -> None:
+    selected, malicious = np.array([0, 0, 1, 1, 0]), np.array([1, 0, 1, 0, 0])
+    rates = metrics.detection(selected, malicious)
+    np.testing.assert_allclose(rates["precision"], 1 / 3, rtol=1e-6)
+    np.testing.assert_allclose(rates["recall"], 1 / 2, rtol=1e-6)
+    with pytest.raises(ValueError, match="other numbers"):
+        metrics.detection(2 * selected, malicious)
+    with pytest.raises(TypeError, match=r"astype\(bool\)"):
+        jax.jit(metrics.detection)(selected, malicious)
+    for shape in ((5, 1), (1, 5), (4,)):
+        with pytest.raises(ValueError, match="one shape"):
+            metrics.detection(selected == 1, np.zeros(shape, bool))
 
 
 def test_detection() -> None:

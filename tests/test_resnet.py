@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedjax_robust.clients import local_sgd
-from fedjax_robust.models import ResNet18, ResNet20
+from fedjax_robust.models import ConvNet, MnistNet, ResNet18, ResNet20
 from fedjax_robust.nn import BatchNorm, GroupNorm
 from fedjax_robust.tasks import classification
 from fedjax_robust.types import ClientData
@@ -177,8 +177,9 @@ def resnet20(params, x, norm, name):
         (ResNet20(4), batch_norm),
         (ResNet20(4, norm=GroupNorm), group_norm),
         (ResNet18(4, width=4), batch_norm),
+        (ResNet18(4, width=8, norm=GroupNorm), group_norm),
     ],
-    ids=["batch", "group", "18"],
+    ids=["batch", "group", "18", "18 group"],
 )
 def test_forward_equals_numpy(model, norm):
     """8x10 pixels, so that the stages have 8x10, 4x5 and 2x3; all parameters are random."""
@@ -213,6 +214,70 @@ def resnet18(params, x, norm, name):
             x = norm(x, block[f"{name}_2"])
         x = np.maximum(x + y, 0)
     return x.mean(axis=(1, 2)) @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
+
+
+def pooled(x):
+    """Maxima of 2x2 windows; an odd last row or column is dropped."""
+    height, width = x.shape[1] // 2, x.shape[2] // 2
+    rows = [
+        [x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].max((1, 2)) for j in range(width)]
+        for i in range(height)
+    ]
+    return np.array(rows).transpose(2, 0, 1, 3)
+
+
+def dense(x, params, names):
+    x = x.reshape(len(x), -1)
+    for i, name in enumerate(names):
+        x = (np.maximum(x, 0) if i else x) @ params[name]["kernel"] + params[name]["bias"]
+    return x
+
+
+def mnist_net(params, x):
+    for name in ("Conv_0", "Conv_1"):
+        x = convolution(x, params[name]["kernel"], 1, 0) + params[name]["bias"]
+        x = pooled(np.maximum(x, 0))
+    return dense(x, params, ["Dense_0", "Dense_1"])
+
+
+def conv_net(params, x):
+    for name, last in (("Conv_0", False), ("Conv_1", True), ("Conv_2", True)):
+        x = np.maximum(convolution(x, params[name]["kernel"], 1, 0) + params[name]["bias"], 0)
+        x = pooled(x) if last else x
+    return dense(x, params, ["Dense_0", "Dense_1", "Dense_2"])
+
+
+@pytest.mark.parametrize(
+    ("model", "by_hand"),
+    [
+        (MnistNet(4, features=(3, 5), hidden=7), mnist_net),
+        (ConvNet(4, blocks=((3, 4), (5,)), hidden=(7, 6)), conv_net),
+    ],
+    ids=["MnistNet", "ConvNet"],
+)
+def test_plain_networks_equal_numpy(model, by_hand):
+    """In the papers' order, ReLU before pooling; all parameters are random."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(3, 17, 19, 2)).astype(np.float32)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(0, math.sqrt(2 / math.prod(leaf.shape[:-1] or (9,))), leaf.shape),
+        shapes(model, (17, 19, 2)),
+    )
+    expected = by_hand(params, x.astype(np.float64))
+    single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    actual = jax.jit(model.apply)({"params": single}, x)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+    assert np.std(expected) > 0.1
+
+
+def test_the_dense_layer_of_resnet18_starts_as_xaviers():
+    """With GroupNorm, width 8: 64 -> 10, uniform within +-sqrt(pi / ((64 + 10) / 2)); bias 0."""
+    model = ResNet18(10, width=8, norm=functools.partial(GroupNorm, groups=4))
+    params = jax.jit(model.init)(jax.random.key(3), jnp.zeros((1, 8, 8, 3)))["params"]["Dense_0"]
+    limit = math.sqrt(3.1415926 / ((64 + 10) / 2))
+    assert 0.95 * limit < float(jnp.abs(params["kernel"]).max()) <= limit
+    assert float(params["kernel"].std()) == pytest.approx(limit / math.sqrt(3), rel=0.1)
+    np.testing.assert_array_equal(params["bias"], 0)
 
 
 def test_two_clients_train_by_local_sgd():
