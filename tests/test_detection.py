@@ -281,8 +281,17 @@ def test_cosine_to_model(weights):
 
 @pytest.mark.parametrize(
     ("size", "scale"),
-    [(1e-25, 1.0), (1e-25, 1e15), (1e-12, 1e-15), (1e-6, 1.0), (1e-3, 1e15), (1.0, 1.0)]
-    + [(1e3, 1e-15), (1e20, 1e-15), (1e20, 1.0)],
+    [
+        (1e-25, 1.0),
+        (1e-25, 1e15),
+        (1e-12, 1e-15),
+        (1e-6, 1.0),
+        (1e-3, 1e15),
+        (1.0, 1.0),
+        (1e3, 1e-15),
+        (1e20, 1e-15),
+        (1e20, 1.0),
+    ],
 )
 def test_cosine_to_model_of_updates_of_any_length(size, scale):
     """Which are lost in params + update, and whose squares are lost altogether."""

@@ -86,7 +86,7 @@ def trusting(
 ) -> Rule:
     """A rule that compares the rows with ``server_vector``; f plays no part."""
     return Rule(
-        lambda f: make(SERVER, {"x": np.zeros((1, 1), np.float32)}),
+        lambda f: make(SERVER, {"x": np.zeros((1, 1), np.float32), "y": np.zeros(1, np.int32)}),
         lambda x, f, w: reference(x, server_vector(x.shape[1]), w),
         lambda f: 1,
         lambda x, f, w: list(np.flatnonzero(scores(x, server_vector(x.shape[1]), w))),
