@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +15,11 @@ import numpy as np
 import optax
 import pytest
 
+import fedjax_robust
 from fedjax_robust import aggregators, attacks, checkpoint, simulate, tasks
 from fedjax_robust.clients import local_sgd
 from fedjax_robust.data import partition
-from fedjax_robust.files import written_atomically
+from fedjax_robust.files import locked, named, written_atomically
 from fedjax_robust.types import SimState, Simulation, Task
 
 REMEDY = "delete it to start anew, or use another file"
@@ -50,6 +53,40 @@ def test_written_atomically(tmp_path):
     assert path.read_bytes() == b"second"
     assert os.listdir(path.parent) == ["file"]
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o027, 0o640), (0o002, 0o664)])
+def test_who_may_read_a_new_file_is_as_for_any_other(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        with written_atomically(tmp_path / "file") as file:
+            file.write(b"x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+    with written_atomically(tmp_path / "file") as file:  # under the usual mask: stays private
+        file.write(b"y")
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
+def test_one_run_at_a_time(tmp_path):
+    path = tmp_path / "new" / "file"
+    with locked(path):
+        with pytest.raises(ValueError, match="being written by another run"), locked(path):
+            raise AssertionError("two are inside")
+        with locked(tmp_path / "new" / "other"):
+            pass
+    with locked(path):
+        pass
+    assert os.listdir(path.parent) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "error"), [("", ValueError), (3, TypeError), (b"x", TypeError), (".", ValueError)]
+)
+def test_names_of_files(path, error):
+    with pytest.raises(error, match="run needs checkpoint to be"):
+        named("run", "checkpoint", path)
 
 
 def test_an_error_while_writing_changes_nothing(tmp_path):
@@ -214,6 +251,150 @@ def test_another_runs_checkpoint_is_refused(saved, monkeypatch):
     assert_refused(saved, "has format 2, not 3")
 
 
+# --- Crafted files: the program's digest is right, the rest is not ---------------------------------
+
+
+def forge(path, digest=True, **changes):
+    """A checkpoint with other members; None removes one. Its digest is made anew, as a forger would."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    arrays |= {name: values for name, values in changes.items() if values is not None}
+    arrays = {name: v for name, v in arrays.items() if changes.get(name, 0) is not None}
+    if digest:
+        arrays.pop("digest", None)
+        arrays["digest"] = np.array(checkpoint._digest(arrays))
+    with open(path, "wb") as file:  # NumPy appends .npz to names
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"state/.params": np.full(3, np.nan, np.float32)},
+        {"state/.params": np.full(3, 7, np.float32)},
+        {"rounds": np.int64(0)},
+        {"history/train_loss": np.zeros(11, np.float32)},
+        {"history/train_loss": None},
+        {"every": np.int64(3)},
+    ],
+)
+def test_changed_content_is_refused(saved, changes):
+    forge(saved, digest=False, **changes)
+    assert_refused(saved, "content does not fit its digest|it says 0 rounds")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rounds": np.int64(0)}, "it says 0 rounds, and its state is that after 11"),
+        ({"rounds": np.int64(-5)}, "it says -5 rounds"),
+        ({"state/.params": None}, "holds nothing where the run has .params"),
+        ({"state/.params": np.zeros(4, np.float32)}, r"holds float32\(4,\) where"),
+        ({"state/.params": np.zeros(3, np.float64)}, r"holds float64\(3,\) where"),
+        ({"state/.params": np.zeros(3, "V4")}, r"holds \|V4\(3,\) where"),
+        ({"state/.more": np.zeros(3)}, r"holds \['state/.more'\], which this run does not have"),
+        ({"other": np.zeros(3)}, r"holds \['other'\]"),
+        ({"program": None}, "is damaged"),
+        ({"versions": np.array("[" * 20_000)}, "is damaged"),
+        ({"versions": np.array("{}")}, "is damaged"),
+        ({"program": np.zeros(1 << 20)}, "program is too long"),
+        ({"rounds": np.zeros(2, np.int64)}, "is damaged"),
+    ],
+)
+def test_a_forged_checkpoint_is_refused(saved, changes, message):
+    forge(saved, **changes)
+    assert_refused(saved, message)
+
+
+def header(shape, dtype="<f4"):
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}"
+    text = text.ljust((len(text) + 75) // 64 * 64 - 11) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+def add(path, name, content, compress=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"{name}.npy", content, compress)
+
+
+def peak(path):
+    """The most memory, in bytes, that Python and NumPy take while the file is refused."""
+    tracemalloc.start()
+    assert_refused(path, "is damaged|which this run does not have|holds float32")
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return most
+
+
+def test_compressed_members_are_not_unpacked(saved):
+    """200 MB of zeros in 200 kB, as an unknown member and as the history."""
+    content = saved.read_bytes()
+    for name in ("more", "history/more"):
+        saved.write_bytes(content)
+        bomb = header("(50000000,)") + bytes(200_000_000)
+        add(saved, name, bomb, zipfile.ZIP_DEFLATED)
+        del bomb
+        assert saved.stat().st_size < 1_000_000
+        assert peak(saved) < 5_000_000
+
+
+def test_large_unknown_members_are_not_read(saved):
+    add(saved, "more", header("(5000000,)") + bytes(20_000_000))
+    assert peak(saved) < 5_000_000
+    with np.load(saved) as file:
+        arrays = {name: file[name] for name in file.files if name != "more"}
+    np.savez(saved, **(arrays | {"state/.params": np.zeros(5_000_000, np.float32)}))
+    assert peak(saved) < 5_000_000
+
+
+@pytest.mark.parametrize("shape", ["(8589934592,)", "(1000000, 1000000)", "(-1, -3)", "(10, 0)"])
+def test_headers_that_lie(saved, shape):
+    with np.load(saved) as file:
+        arrays = {name: file[name] for name in file.files if name != "history/train_loss"}
+    np.savez(saved, **arrays)
+    add(saved, "history/train_loss", header(shape) + b"x" * 100)
+    assert peak(saved) < 5_000_000
+    add(saved, "history/other", header("(1,)", "|O") + b"x" * 8)
+    assert_refused(saved, "is damaged")
+
+
+def test_a_member_twice_is_refused(saved):
+    with pytest.warns(UserWarning, match="Duplicate"):
+        add(saved, "state/.params", header("(3,)") + bytes(12))
+    assert_refused(saved, "parts overlap")
+
+
+def test_memory_that_runs_out_is_no_bare_error(saved, monkeypatch):
+    def fail(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(checkpoint.np, "frombuffer", fail)
+    assert_refused(saved, "is damaged .MemoryError")
+
+
+def test_versions_that_decide_are_compared(saved, monkeypatch):
+    monkeypatch.setattr(checkpoint.jaxlib, "__version__", "0.0.2")
+    assert_refused(saved, r"written with jaxlib .*, this is 0\.0\.2")
+    monkeypatch.undo()
+    monkeypatch.setattr(fedjax_robust, "__version__", "9")
+    checkpoint.restore(saved, make_state(), "program")  # the program decides
+    assert_refused(saved, r"written with fedjax_robust .*, this is 9", program="another")
+    monkeypatch.undo()
+    for name in ("platform", "device", "machine", "XLA_FLAGS"):
+        other = checkpoint.versions() | {name: "another"}
+        monkeypatch.setattr(checkpoint, "versions", lambda other=other: other)
+        with pytest.warns(UserWarning, match=f"written elsewhere .{name} was .*, is 'another'"):
+            checkpoint.restore(saved, make_state(), "program")
+        monkeypatch.undo()
+
+
+def test_low_precision_is_kept(tmp_path):
+    state = make_state()._replace(attack=jnp.arange(3).astype(jnp.bfloat16) / 3)
+    checkpoint.save(tmp_path / "x", state, HISTORY, 11, "program")
+    restored, _, _ = checkpoint.restore(tmp_path / "x", state, "program")
+    assert_identical(restored, state)
+
+
 def test_a_failing_replacement_leaves_the_old_file(saved, monkeypatch):
     content = saved.read_bytes()
 
@@ -358,6 +539,159 @@ def test_a_run_with_another_setting_is_refused(two_rounds, sim, what):
         start_run(path, **({"sim": sim} | OTHER[what]()))
     assert str(path) in str(caught.value) and REMEDY in str(caught.value)
     assert path.read_bytes() == content
+
+
+def lengthened(file, name, by):
+    values = file[f"history/{name}"]
+    return np.concatenate([values] * by) if by else values[:-1]
+
+
+@pytest.mark.parametrize(
+    "name_by", [("train_loss", 0), ("train_loss", 9), ("norm", 9), ("round", 0), ("malicious", 2)]
+)
+def test_a_history_of_another_length_is_refused(tmp_path, two_rounds, sim, name_by):
+    path = tmp_path / "copy"
+    path.write_bytes(two_rounds[1])
+    name, by = name_by
+    with np.load(path) as file:
+        values = lengthened(file, name, by)
+    forge(path, **{f"history/{name}": values})
+    with pytest.raises(ValueError, match=f"where the run has {name} of"):
+        start_run(path, sim)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"history/train_loss": None}, "holds nothing where the run has train_loss"),
+        ({"history/more": np.zeros(2)}, "which this run does not have"),
+        ({"history/round": np.array([1], np.int32)}, r"evaluated after \[1\]"),
+    ],
+)
+def test_a_history_of_another_run_is_refused(tmp_path, two_rounds, sim, changes, message):
+    path = tmp_path / "copy"
+    path.write_bytes(two_rounds[1])
+    forge(path, **changes)
+    with pytest.raises(ValueError, match=message):
+        start_run(path, sim)
+
+
+def test_a_folder_is_no_checkpoint(tmp_path, sim):
+    with pytest.raises(ValueError, match="run needs checkpoint to be a file, got the folder"):
+        start_run(tmp_path, sim)
+
+
+def test_more_rounds_without_evaluate_every_say_what_differs(tmp_path, sim):
+    path = tmp_path / "x"
+    arguments = {"evaluate_every": None}
+    start_run(path, sim, rounds=2, **arguments)
+    with pytest.raises(ValueError, match="only evaluate_every differs, which was 2 and is 4") as e:
+        start_run(path, sim, rounds=4, **arguments)
+    assert "call run with evaluate_every=2" in str(e.value)
+    resumed = start_run(path, sim, rounds=4, evaluate_every=2)
+    assert_identical(resumed, start_run(tmp_path / "y", sim, rounds=4, evaluate_every=2))
+
+
+def test_another_test_set_is_refused(tmp_path, sim):
+    def error(test):
+        return jax.tree_util.Partial(lambda test, p: {"norm": jnp.sum(p * test)}, test)
+
+    path = tmp_path / "x"
+    start_run(path, sim, rounds=2, evaluate=error(jnp.ones(3)))
+    start_run(path, sim, rounds=4, evaluate=error(jnp.ones(3)))
+    with pytest.raises(ValueError, match="other settings, data, or seeds"):
+        start_run(path, sim, rounds=4, evaluate=error(jnp.array([1.0, 1, 2])))
+
+
+def test_an_optimizer_that_uses_the_model_resumes(tmp_path, monkeypatch):
+    """adamw's weight decay; by hand: params - rate (adam's direction + decay params)."""
+    sim = make_sim()._replace(server_optimizer=optax.adamw(0.1, weight_decay=0.5), num_malicious=0)
+    expected = start_run(tmp_path / "whole", sim, rounds=4)
+    interrupt(monkeypatch, 2)
+    with pytest.raises(Interrupted):
+        start_run(tmp_path / "x", sim, rounds=4)
+    monkeypatch.undo()
+    assert_identical(start_run(tmp_path / "x", sim, rounds=4), expected)
+    one, _ = simulate.run(sim, KEY, make_data(), 1, params=jnp.array([1.0, -2.0, 3.0]))
+    plain, _ = simulate.run(
+        sim._replace(server_optimizer=optax.adam(0.1)),
+        KEY,
+        make_data(),
+        1,
+        params=jnp.array([1.0, -2.0, 3.0]),
+    )
+    decay = 0.1 * 0.5 * np.array([1.0, -2.0, 3.0])
+    np.testing.assert_allclose(one.params, plain.params - decay, rtol=1e-5)
+
+
+def test_checkpoints_are_rounded_up_to_whole_evaluations(tmp_path, monkeypatch, sim):
+    calls = interrupt(monkeypatch, 99)
+    simulate.run(
+        sim,
+        KEY,
+        make_data(),
+        9,
+        evaluate=norm,
+        evaluate_every=2,
+        checkpoint=tmp_path / "x",
+        checkpoint_every=3,
+    )
+    assert [call[3] for call in calls] == [4, 8, 9]
+
+
+def hosted(factor):
+    """A repair on the host that holds ``factor``."""
+
+    def after_round(key, params):
+        return jax.pure_callback(
+            lambda p: (np.asarray(p) * factor).astype(np.float32), params, params
+        )
+
+    return make_sim()._replace(after_round=after_round)
+
+
+SCALE = 1.0
+
+
+def global_repair(key, params):
+    return jax.pure_callback(lambda p: np.asarray(p) * np.float32(SCALE), params, params)
+
+
+def other_code(key, params):
+    return jax.pure_callback(lambda p: np.asarray(p) + np.float32(1), params, params)
+
+
+def test_a_host_function_that_changed_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    start_run(path, hosted(1.0), rounds=2)
+    start_run(path, hosted(1.0), rounds=4)  # an equal one
+    for other in (hosted(0.5), hosted(np.ones(3)), make_sim()._replace(after_round=other_code)):
+        with pytest.raises(ValueError, match="other settings, data, or seeds"):
+            start_run(path, other, rounds=4)
+    path, sim = tmp_path / "y", make_sim()._replace(after_round=global_repair)
+    start_run(path, sim, rounds=2)
+    monkeypatch.setitem(globals(), "SCALE", 0.5)
+    with pytest.raises(ValueError, match="other settings, data, or seeds"):
+        start_run(path, make_sim()._replace(after_round=global_repair), rounds=4)
+
+
+def test_a_host_function_that_cannot_be_compared_is_refused(tmp_path):
+    sim = make_sim()
+    random = np.random.default_rng(0)
+    sim = sim._replace(
+        after_round=lambda key, params: jax.pure_callback(
+            lambda p: np.asarray(p) + random.normal(), params, params
+        )
+    )
+    with pytest.raises(ValueError, match="one holds Generator"):
+        start_run(tmp_path / "x", sim, rounds=2)
+
+
+def test_two_runs_cannot_write_the_same_file(tmp_path, sim):
+    with locked(tmp_path / "x"), pytest.raises(ValueError, match="written by another run"):
+        start_run(tmp_path / "x", sim, rounds=2)
+    start_run(tmp_path / "x", sim, rounds=2)
+    assert os.listdir(tmp_path) == ["x"]
 
 
 def test_an_equal_run_is_accepted_and_more_rounds_too(tmp_path, two_rounds, sim):
