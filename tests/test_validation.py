@@ -160,7 +160,7 @@ def run(make: Make, batch: dict, updates: np.ndarray, weights: np.ndarray, param
 
 @functools.cache
 def rejecting(kind, name: str, c: int = 3, **options) -> Make:
-    return lambda batch: kind(BASES[name][0], TASK, batch, c, **options)
+    return lambda batch: kind(TASK, batch, c, base=BASES[name][0], **options)
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -236,7 +236,7 @@ def test_by_hand() -> None:
     updates = np.array([good, bad, good, good], np.float32)
     for rule in (err, lfr, union):
         result, info = run(
-            lambda batch, rule=rule: rule(mean(), task, batch, 1),
+            lambda batch, rule=rule: rule(task, batch, 1),
             validation,
             updates,
             np.ones(4, np.float32),
@@ -251,7 +251,7 @@ def test_ties_are_broken_at_random_by_the_key() -> None:
     """Equal rows have equal impacts: each is removed equally often, over rounds' keys."""
     x, y, params, _ = problem(0)
     updates = np.zeros((N, D), np.float32)
-    rule = err(median(), TASK, {"x": x, "y": y}, 3)
+    rule = err(TASK, {"x": x, "y": y}, 3, base=median())
     draws = 400
 
     def removed(key: jax.Array) -> jax.Array:
@@ -265,7 +265,7 @@ def test_ties_are_broken_at_random_by_the_key() -> None:
     again = removed(jax.random.key(9)), removed(jax.random.key(9))
     np.testing.assert_array_equal(*again)
     # The other reading: the first rows go first.
-    first = rejecting(err, "median", ties=lambda key, n: jnp.arange(n))
+    first = rejecting(err, "median", ties=lambda key, places: places)
     _, info = run(first, {"x": x, "y": y}, updates, np.ones(N, np.float32), params)
     np.testing.assert_array_equal(np.flatnonzero(info["removed"]), [0, 1, 2])
 
@@ -320,7 +320,7 @@ def test_selected_is_the_rules_own() -> None:
 
 def test_vmap_over_seeds() -> None:
     x, y, params, updates = problem(0)
-    rule = union(median(), TASK, {"x": x, "y": y}, 2)
+    rule = union(TASK, {"x": x, "y": y}, 2, base=median())
     many = np.stack([updates, 2 * updates, updates[::-1]])
     alone = jax.jit(lambda u: rule(u, params=params))
     for one, result in zip(many, jax.jit(jax.vmap(alone))(many), strict=True):
@@ -330,14 +330,152 @@ def test_vmap_over_seeds() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda *a: err(*a, -1), "err needs c >= 0, got c=-1"),
-        (lambda *a: lfr(*a, 2, chunk=0), "lfr needs chunk >= 1, got 0; None is the default"),
-        (lambda *a: err(*a, N), "err needs n > c, or nothing may be left: got n=12, c=12"),
-        (lambda *a: lfr(*a, N), "lfr needs n > c, or nothing may be left: got n=12, c=12"),
-        (lambda *a: union(*a, 6), "union needs n > 2c, or nothing may be left: got n=12, c=6"),
+        (lambda *a: err(*a, -1), "err needs f >= 0, got f=-1"),
+        (lambda *a: lfr(*a, 2, chunk=0), "lfr needs chunk >= 1, got chunk=0; None is the default"),
+        (lambda *a: err(*a, N), "err needs n > f, or nothing may be left: got n=12, f=12"),
+        (lambda *a: lfr(*a, N), "lfr needs n > f, or nothing may be left: got n=12, f=12"),
+        (lambda *a: union(*a, 6), "union needs n > 2f, or nothing may be left: got n=12, f=6"),
     ],
 )
 def test_preconditions(make, message: str) -> None:
     x, y, _, updates = problem(0)
     with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
-        make(median(), TASK, {"x": x, "y": y})(updates)
+        make(TASK, {"x": x, "y": y})(updates)
+
+
+# --- Absent rows and ties --------------------------------------------------------------------------
+
+
+def clustered(seed: int) -> tuple[dict, np.ndarray, np.ndarray]:
+    """A problem in which many rows have equal impacts: few examples, two models far apart, copies."""
+    rng = np.random.default_rng(seed)
+    x, y, params, updates = problem(seed)
+    rows = np.concatenate(
+        [np.tile(updates[:1], (5, 1)), np.tile(updates[1:2], (4, 1)), updates[2:5]]
+    )
+    return {"x": x[:6], "y": y[:6]}, params, rows[rng.permutation(N)]
+
+
+@pytest.mark.parametrize("how", ["NaN", "weight 0", "one of each"])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (err, "trimmed_mean"),
+        (lfr, "krum"),
+        (union, "median"),
+        (union, "mean"),
+    ],
+)
+def test_an_absent_row_is_a_deleted_one_also_where_rows_tie(kind, name: str, how: str) -> None:
+    """Ids may stay with their rows or be numbered anew. Some key must remove others, or nothing ties."""
+    n, gone = N + 2, [3, 9] if how == "one of each" else [5]
+    make = rejecting(kind, name, c=2)
+    outcomes = set()
+    for key in range(6):
+        batch, params, updates = clustered(1)
+        rng = np.random.default_rng(key)
+        updates = np.concatenate([updates, updates[:2]])
+        weights = rng.uniform(0.5, 2, n).astype(np.float32) if name == "mean" else np.ones(n, "f")
+        kept = np.delete(np.arange(n), gone)
+        expected, alone = run(make, batch, updates[kept], weights[kept], params, key)
+        bad, light = updates.copy(), weights.copy()
+        if how != "weight 0":
+            bad[gone[0]] = np.nan
+        if how != "NaN":
+            light[gone[-1]] = 0
+        result, info = run(make, batch, bad, light, params, key)
+        np.testing.assert_array_equal(info["removed"][kept], alone["removed"])
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+        assert not np.any(info["removed"][gone]) and not np.any(info["selected"][gone])
+        outcomes.add(tuple(np.flatnonzero(alone["removed"])))
+    assert len(outcomes) > 1
+
+
+def test_a_model_whose_metric_is_nan_counts_as_the_worst() -> None:
+    """Without row 0 the loss is NaN: to keep it lowers nothing, so that it is removed last."""
+    task = TASK._replace(loss=lambda params, batch: jnp.where(params[0] < 0.5, jnp.nan, params[1]))
+    updates = np.zeros((4, D), np.float32)
+    updates[0, 0], updates[:, 1] = 4, [5, 1, 3, 2]  # means without row i: NaN, 10/3, 8/3, 3
+    validation = {"x": np.zeros((2, FEATURES), np.float32), "y": np.zeros(2, np.int32)}
+    for c, expected in [(1, [2]), (2, [2, 3]), (3, [1, 2, 3])]:
+        rule = lfr(task, validation, c)
+        info = rule.aggregate(received(updates, np.ones(4, np.float32)), ())[2]
+        np.testing.assert_array_equal(np.flatnonzero(info["removed"]), expected)
+
+
+@pytest.mark.parametrize("kind", [err, lfr, union])
+def test_the_number_removed_may_be_traced(kind) -> None:
+    x, y, params, updates = problem(1)
+    batch = {"x": x, "y": y}
+
+    def removed(f) -> tuple:
+        rule = kind(TASK, batch, f, base=median())
+        result, _, info = rule.aggregate(received(updates, np.ones(N, "f"), 0, params), ())
+        return result, info["removed"]
+
+    results, rows = jax.jit(jax.vmap(removed))(jnp.arange(4))
+    for f in range(4):
+        result, alone = removed(f)
+        np.testing.assert_array_equal(rows[f], alone)
+        np.testing.assert_allclose(results[f], result, rtol=1e-5, atol=1e-6)
+    assert np.sum(rows[3]) >= 3
+
+
+def test_the_keys_of_ties_and_of_the_rule_differ() -> None:
+    x, y, _, updates = problem(0)
+    seen = []
+
+    def ties(key: jax.Array, places: jax.Array) -> jax.Array:
+        seen.append(key)
+        return places
+
+    inner = Aggregator(
+        lambda n, params: (), lambda r, s: (seen.append(r.key) or r.updates[0], s, {})
+    )
+    rule = union(TASK, {"x": x, "y": y}, 1, ties=ties, base=median(), rest=inner)
+    one = received(updates, np.ones(N, np.float32), 7)
+    rule.aggregate(one, ())
+    keys = [tuple(np.asarray(jax.random.key_data(key))) for key in [*seen, one.key]]
+    assert len(keys) == len(set(keys)) == 4
+
+
+def test_validation_data_are_checked() -> None:
+    x, y, _, _ = problem(0)
+    for kind in (err, lfr, union):
+        name = kind.__name__
+        for batch, message in [
+            ({"x": x, "y": y[:, None]}, "one integer for each example, got shape (25, 1); squeeze"),
+            ({"x": x, "y": np.eye(3, dtype=int)[y]}, "got shape (25, 3); take argmax"),
+            ({"x": x, "y": y + 1}, "labels in 0 .. 2, got labels from 1 to 3"),
+            ({"x": x, "y": y - 1}, "labels >= 0, got labels from -1 to 1"),
+            ({"x": x, "y": y.astype(np.float32)}, "labels y that are integers"),
+            ({"x": x[:1], "y": y}, "one common number of examples"),
+            ({"x": x[:, :3], "y": y}, "got x of shape (25, 3)"),
+            ({"image": x, "label": y}, "needs examples with 'x', 'y', got 'image', 'label'"),
+        ]:
+            with pytest.raises(ValueError, match=re.escape(message)) as caught:
+                kind(TASK, batch, 1)
+            assert f"{name}'s validation" in str(caught.value)
+        with pytest.raises(TypeError, match=f"{name} needs base to be an Aggregator.*call it"):
+            kind(TASK, {"x": x, "y": y}, 1, base=median)
+        with pytest.raises(TypeError, match=f"{name} needs rest to be an Aggregator.*call it"):
+            kind(TASK, {"x": x, "y": y}, 1, rest=median)
+        for bad in (np.nan, 1.5, np.array(-1), jnp.array(-1), np.float32(2)):
+            with pytest.raises(ValueError, match=f"{name} needs f"):
+                kind(TASK, {"x": x, "y": y}, bad)
+    masked = {"x": x, "y": y, "mask": np.arange(25) < 5}
+    for kind in (err, union):
+        with pytest.raises(ValueError, match="may not have a mask"):
+            kind(TASK, masked, 1)
+
+
+def test_the_loss_may_use_a_mask() -> None:
+    x, y, params, updates = problem(0)
+    mask = (np.arange(25) < 5).astype(np.float32)
+    weights = np.ones(N, np.float32)
+    make = rejecting(lfr, "median")
+    _, masked = run(make, {"x": x, "y": y, "mask": mask}, updates, weights, params)
+    _, few = run(make, {"x": x[:5], "y": y[:5]}, updates, weights, params)
+    _, all_ = run(make, {"x": x, "y": y}, updates, weights, params)
+    np.testing.assert_array_equal(masked["removed"], few["removed"])
+    assert np.any(masked["removed"] != all_["removed"])

@@ -3,14 +3,16 @@
 Fang, Cao, Jia, Gong: "Local Model Poisoning Attacks to Byzantine-Robust Federated Learning", USENIX
 Security 2020, section 5 (generalised from RONI and TRIM). Each wraps a rule: A is the global model that
 the rule makes of all rows, B that of all rows but one. A row's impact is the metric of A minus that of
-B; the c rows of largest impact are removed, and the rule aggregates the rest.
+B; the f rows of largest impact (the paper's c) are removed, and the rule aggregates the rest.
 
 Choices that the paper leaves open, and our defaults:
 
 - Rows of equal impact are in random order. With 100 examples the error rate has few values, and Krum's
   B is the same model for almost every row, so this matters; an order by row number would favour
-  whoever comes first.
-- The wrapped rule keeps its parameters after the removal (f, beta stay c); ``rest`` is another one.
+  whoever comes first. The order depends on the rows present and the round's key alone: an absent row
+  changes nothing.
+- The wrapped rule keeps its parameters after the removal (f, beta stay as they are); ``rest`` is
+  another one.
 - The global model is the received model + the aggregate, so the server's step must be 1 (FedAvg).
 
 Memory: all B at once are one (n, d) matrix where the rule has a ``leave_one_out`` (mean, median, trimmed
@@ -22,129 +24,169 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from fedjax_robust.metrics import test_error
+from fedjax_robust import checks
+from fedjax_robust.aggregators.base import MEAN, cleaned
+from fedjax_robust.memo import same_for_equal_arguments
+from fedjax_robust.metrics import predict
 from fedjax_robust.types import Aggregator, Array, Batch, Info, Key, Received, State, Task
 
 Metric = Callable[[Array], Array]
 """params (d,) -> (), what a removal should lower."""
-Order = Callable[[Key, int], Array]
-"""key, n -> (n,) distinct numbers: of rows with equal impact, those with lower ones are removed first."""
+Order = Callable[[Key, Array], Array]
+"""key, places (n,) int32 -> (n,) numbers: of rows with equal impact, those with lower ones are removed
+first. The places count the present rows, 0, 1, 2, ...; what is returned for absent ones does not matter,
+and a row's number must depend on its own place alone."""
 
 
+def by_chance(key: Key, places: Array) -> Array:
+    """Ties in random order: key, places (n,) int32 -> (n,) uint32."""
+    return jax.vmap(lambda place: jax.random.bits(jax.random.fold_in(key, place)))(places)
+
+
+@same_for_equal_arguments
 def err(
-    base: Aggregator,
     task: Task,
     validation: Batch,
-    c: int,
+    f: int | Array,
     *,
     rest: Aggregator | None = None,
     chunk: int | None = None,
-    ties: Order = jax.random.permutation,
+    ties: Order = by_chance,
+    base: Aggregator = MEAN,
 ) -> Aggregator:
     """Error Rate based Rejection: the impact is on the share of validation examples classified wrongly.
 
     Reports ``removed`` and ``selected`` (n,) bool, those that stay, or what the rule reports by that
-    name. If no more than c rows are present, all are removed and the model stays.
+    name. If no more than f rows are present, all are removed and the model stays.
 
     Args:
-      base: the wrapped rule. Its state advances once per round, by the last aggregation.
       task: the learning problem.
-      validation: ``x`` (V, ...) and ``y`` (V,), the server's own examples.
-      c: rows removed, 0 <= c < n; the paper's bound on the number of malicious ones.
+      validation: ``x`` (V, ...) and ``y`` (V,), the server's own examples, without masks. Of words:
+        ``x`` and ``y`` (V, T).
+      f: rows removed, 0 <= f < n; the paper's c, its bound on the number of malicious ones. It may be a
+        traced integer; then f < n cannot be checked.
       rest: the rule that aggregates the rows that stay, with the same state; default ``base``.
       chunk: models made and tried at a time, which bounds memory; default all n where the rule has a
         ``leave_one_out``, else 1.
       ties: the order in which rows of equal impact are removed.
+      base: the wrapped rule. Its state advances once per round, by the last aggregation.
 
     Raises:
-      ValueError: if c < 0 or chunk < 1, or n <= c when called.
+      ValueError: if f < 0 or chunk < 1, the labels are not integers, one for each example, among the
+        task's classes, the task does not take the inputs, or there is a mask; n <= f when called.
+      TypeError: for parts and arrays of another kind.
     """
-    return _reject("err", base, [_error_rate(task, validation)], c, rest, chunk, ties)
+    examples = _examples("err", task, validation)
+    return _reject("err", base, [_error_rate("err", task, examples)], f, rest, chunk, ties)
 
 
+@same_for_equal_arguments
 def lfr(
-    base: Aggregator,
     task: Task,
     validation: Batch,
-    c: int,
+    f: int | Array,
     *,
     rest: Aggregator | None = None,
     chunk: int | None = None,
-    ties: Order = jax.random.permutation,
+    ties: Order = by_chance,
+    base: Aggregator = MEAN,
 ) -> Aggregator:
-    """Loss Function based Rejection: the impact is on the validation examples' mean cross-entropy.
+    """Loss Function based Rejection: the impact is on the validation examples' mean loss.
 
-    Arguments, report and errors as in ``err``.
+    Arguments, report and errors as in ``err``; but masks are the loss's to use.
     """
-    return _reject("lfr", base, [_cross_entropy(task, validation)], c, rest, chunk, ties)
+    examples = _examples("lfr", task, validation)
+    return _reject("lfr", base, [_loss(task, examples)], f, rest, chunk, ties)
 
 
+@same_for_equal_arguments
 def union(
-    base: Aggregator,
     task: Task,
     validation: Batch,
-    c: int,
+    f: int | Array,
     *,
     rest: Aggregator | None = None,
     chunk: int | None = None,
-    ties: Order = jax.random.permutation,
+    ties: Order = by_chance,
+    base: Aggregator = MEAN,
 ) -> Aggregator:
-    """Union (ERR + LFR): removes the c rows that ERR removes and the c that LFR removes, c to 2c in all.
+    """Union (ERR + LFR): removes the f rows that ERR removes and the f that LFR removes, f to 2f in all.
 
-    Arguments, report and errors as in ``err``, but n > 2c.
+    Arguments, report and errors as in ``err``, but n > 2f.
     """
-    metrics = [_error_rate(task, validation), _cross_entropy(task, validation)]
-    return _reject("union", base, metrics, c, rest, chunk, ties)
+    examples = _examples("union", task, validation)
+    metrics = [_error_rate("union", task, examples), _loss(task, examples)]
+    return _reject("union", base, metrics, f, rest, chunk, ties)
 
 
-def _error_rate(task: Task, validation: Batch) -> Metric:
-    evaluate = test_error(task, validation)
-    return lambda params: evaluate(params)["test_error"]
+def _examples(what: str, task: Task, validation: Batch) -> Batch:
+    checks.part(what, Task, task=task)
+    examples = checks.examples(f"{what}'s validation", validation)
+    num_classes = checks.classes(f"{what}'s validation", task, examples["x"])
+    checks.labels(f"{what}'s validation", examples["y"], x=examples["x"], num_classes=num_classes)
+    return examples
 
 
-def _cross_entropy(task: Task, validation: Batch) -> Metric:
-    batch = {name: jnp.asarray(validation[name]) for name in ("x", "y")}
-    return lambda params: task.loss(params, batch)
+def _error_rate(what: str, task: Task, examples: Batch) -> Metric:
+    if masks := sorted({"mask", "token_mask"} & set(examples)):
+        raise ValueError(
+            f"{what}'s validation may not have a {masks[0]}, as its error rate counts every example; "
+            "leave out the masked ones"
+        )
+    x, y = examples["x"], examples["y"]
+    return lambda params: jnp.mean(predict(task, params, x) != y, dtype=jnp.float32)
+
+
+def _loss(task: Task, examples: Batch) -> Metric:
+    return lambda params: task.loss(params, examples)
 
 
 def _reject(
     name: str,
     base: Aggregator,
     metrics: list[Metric],
-    c: int,
+    f: int | Array,
     rest: Aggregator | None,
     chunk: int | None,
     ties: Order,
 ) -> Aggregator:
-    if c < 0:
-        raise ValueError(f"{name} needs c >= 0, got c={c}")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"{name} needs chunk >= 1, got {chunk}; None is the default")
+    checks.part(name, Aggregator, base=base)
+    checks.part(name, Aggregator, rest=rest, optional=True)
+    checks.count(name, f=f)
+    checks.function(name, ties=ties)
+    if chunk is not None:
+        checks.static_count(name, 1, chunk=chunk, remedy="None is the default")
+        chunk = int(chunk)
 
     def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
         n = received.updates.shape[0]
-        if n <= len(metrics) * c:
+        if checks.is_known(f) and n <= len(metrics) * f:
             times = "" if len(metrics) == 1 else f"{len(metrics)}"
-            raise ValueError(f"{name} needs n > {times}c, or nothing may be left: got n={n}, c={c}")
-        present = (received.weights > 0) & jnp.all(jnp.isfinite(received.updates), axis=1)
+            raise ValueError(f"{name} needs n > {times}f, or nothing may be left: got n={n}, f={f}")
+        received = cleaned(received)
+        present = received.weights > 0
         tie_key, rest_key = jax.random.split(received.key)
         received = received._replace(key=rest_key)
 
         def values_of(update: Array) -> Array:
-            values = jnp.stack([metric(received.params + update) for metric in metrics])
+            values = jnp.stack([_scalar(name, m(received.params + update)) for m in metrics])
             return jnp.where(jnp.isnan(values), jnp.inf, values)
 
         # E_A is the same for every row, so the largest E_A - E_B is the smallest E_B.
         values = each_left_out(base, received, state, values_of, chunk)
         values = jnp.where(present[:, None], values, jnp.inf)
+        places = jnp.cumsum(present, dtype=jnp.int32) - 1
         removed = jnp.zeros(n, bool)
         for i in range(len(metrics)):
-            order = ties(jax.random.fold_in(tie_key, i), n)
-            worst = jnp.lexsort((order, ~present, values[:, i]))[:c]
-            removed = removed.at[worst].set(True)
+            order = ties(jax.random.fold_in(tie_key, i), places)
+            checks.returned(f"{name}'s ties", order, (n,), floating=False)
+            worst = jnp.lexsort((order, ~present, values[:, i]))
+            removed |= jnp.zeros(n, bool).at[worst].set(jnp.arange(n) < f)
         removed &= present
         weights = jnp.where(removed, 0, received.weights)
         final = base if rest is None else rest
@@ -152,6 +194,11 @@ def _reject(
         return result, state, {"selected": present & ~removed} | info | {"removed": removed}
 
     return Aggregator(base.init, aggregate)
+
+
+def _scalar(name: str, value: Any) -> Array:
+    checks.returned(f"the loss of {name}'s task", value, ())
+    return jnp.asarray(value)
 
 
 def each_left_out(
@@ -171,7 +218,7 @@ def each_left_out(
       chunk: aggregates evaluated at a time; default all n if they come from ``leave_one_out``, else 1.
 
     Returns:
-      (n, ...).
+      (n, ...). Where row i is absent, any values.
     """
     if base.leave_one_out is not None:
         updates = base.leave_one_out(received, state)
