@@ -259,6 +259,44 @@ except ValueError as error:
     assert "exists for some processes only (1 of 2)" in str(error), error
 else:
     raise AssertionError("not refused")
+
+def refused(text, **changes):
+    try:
+        fr.run(sim, changes.pop("key", key), data, changes.pop("rounds", 4), **{**arguments, **changes})
+    except ValueError as error:
+        assert text in str(error), error
+    else:
+        raise AssertionError("not refused")
+
+# What processes disagree about raises in all of them; none waits for another.
+refused("differ in checkpoint", checkpoint=None if process else other, checkpoint_every=None)
+refused("differ in rounds", rounds=4 + process)
+refused("differ in program", key=jax.random.key(process))
+refused("differ in progress", progress=bool(process))
+if process:                                        # the same name, another content
+    fr.run(sim, key, data, 2, **{**arguments, "checkpoint": other, "mesh": None})
+    with open(other, "r+b") as file:
+        file.truncate(300)
+multihost_utils.sync_global_devices("damaged")
+refused("is damaged" if process else "process 1 failed, and its own error says why", checkpoint=other)
+if process:
+    import os
+
+    os.remove(other)
+    fr.run(sim, key, data, 4, **{**arguments, "checkpoint": other, "mesh": None})
+multihost_utils.sync_global_devices("other content")
+refused("differ in the content", checkpoint=other)
+save = fr.simulate.checkpoints.save
+def fail(*args):
+    raise OSError("the disk is full")
+fr.simulate.checkpoints.save = fail                # only the first process writes
+fresh = folder + "/fresh.npz"
+try:
+    fr.run(sim, key, data, 4, **{**arguments, "checkpoint": fresh})
+except (OSError, ValueError) as error:
+    assert ("process 0 failed" if process else "the disk is full") in str(error), error
+else:
+    raise AssertionError("not refused")
 """
 
 
