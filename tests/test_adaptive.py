@@ -10,7 +10,7 @@ import reference as ref
 
 import fedjax_robust as fr
 from fedjax_robust import aggregators, attacks
-from fedjax_robust.attacks.adaptive import Draws, Objective, climb
+from fedjax_robust.attacks.adaptive import Draws, Objective, _draw, climb
 
 N, C, D = 9, 3, 14
 ROOT = {"x": np.zeros((1, 1), np.float32), "y": np.zeros(1, np.int32)}
@@ -302,3 +302,178 @@ def test_too_few_parameters():
     attack = attacks.fltrust_adaptive(server(g_0), ROOT)
     with pytest.raises(ValueError, match="at least 5 parameters, got 4"):
         attack.craft(make_view(updates, aggregators.fltrust(server(g_0), ROOT)), ())
+
+
+# --- Draws, starts, best rows ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", [5, 8, 30])
+def test_what_is_drawn(d):
+    """Four normal numbers, and the squared length of the other d - 4: chi-square of as many degrees."""
+    draws = _draw(jax.random.key(0), 40, 10, 50, d)
+    assert draws.along.shape == (40, 10, 50, 4) and draws.rest.shape == (40, 10, 50)
+    number = draws.rest.size
+    rest, along = np.asarray(draws.rest, np.float64), np.asarray(draws.along, np.float64)
+    freedom = d - 4
+    assert abs(rest.mean() - freedom) < 5 * np.sqrt(2 * freedom / number)
+    assert rest.var() == pytest.approx(2 * freedom, rel=0.15)
+    assert abs(along.mean()) < 5 / np.sqrt(4 * number)
+    assert along.var() == pytest.approx(1, rel=0.02)
+    assert abs(np.corrcoef(along[..., 0].ravel(), rest.ravel())[0, 1]) < 5 / np.sqrt(number)
+
+
+def test_inactive_rows_stay_zero():
+    updates, g_0 = make_round(8)
+    present = np.arange(N) != 1
+    rule = aggregators.fltrust(server(g_0), ROOT)
+    attack = attacks.fltrust_adaptive(server(g_0), ROOT, start=attacks.no_attack(), eta=0.5)
+    rows = np.asarray(attack.craft(make_view(updates, rule, present=present), ())[0])
+    np.testing.assert_array_equal(rows[1], np.zeros(D))
+    np.testing.assert_allclose(np.linalg.norm(rows[[0, 2]], axis=1), np.linalg.norm(g_0), rtol=1e-5)
+    assert np.max(np.abs(rows[[0, 2]] - updates[[0, 2]])) > 0.1
+    # The same rows as if it had been deleted, given the same numbers: it counts for nothing in h.
+    h = Objective(jnp.float32(1.0), jnp.float32(2.0), jnp.float32(1.5), jnp.float32(0.5))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 4)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    x[1] = 0
+    s = jnp.asarray([1.5, 2.0])
+    along = rng.normal(size=(2, 3, 4, 4)).astype(np.float32)
+    rest = rng.chisquare(6, size=(2, 3, 4)).astype(np.float32)
+    active = jnp.array([True, False, True])
+    sizes = (0.7, 0.3, 0.2)
+    climbed = climb(h, jnp.asarray(x), s, active, Draws(along, rest), *sizes)
+    np.testing.assert_array_equal(climbed[1], np.zeros(4))
+    kept = np.array([0, 2])
+    alone = climb(
+        h, jnp.asarray(x[kept]), s, active[kept], Draws(along[:, kept], rest[:, kept]), *sizes
+    )
+    np.testing.assert_allclose(climbed[kept], alone, rtol=1e-6, atol=1e-7)
+    assert np.max(np.abs(climbed[0] - x[0])) > 0.01
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+def test_attacks_on_fltrust_at_any_scale(scale):
+    updates, g_0 = make_round(9)
+    updates, g_0 = (scale * updates).astype(np.float32), (scale * g_0).astype(np.float32)
+    rule = aggregators.fltrust(server(g_0), ROOT)
+    view = make_view(updates, rule)
+    exact, exact_g_0 = updates.astype(np.float64), g_0.astype(np.float64)
+    attack = attacks.fltrust_adaptive(server(g_0), ROOT, start=attacks.no_attack())
+    rows = np.asarray(attack.craft(view, ())[0], np.float64)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), np.linalg.norm(exact_g_0), rtol=1e-4)
+    rows = np.asarray(attacks.first_order(5).craft(view, ())[0], np.float64)
+    np.testing.assert_allclose(
+        np.linalg.norm(rows, axis=1), np.linalg.norm(exact[:C], axis=1), rtol=1e-4
+    )
+    assert gain(rows, exact, exact_g_0) > 0.01 * scale
+
+
+def test_first_order_at_a_scale_where_the_objective_overflows():
+    """The sum over 14 parameters of changes of 1e38."""
+    updates, _ = make_round(5)
+    view = make_view((5e37 * updates).astype(np.float32), aggregators.mean())
+    rows = np.asarray(attacks.first_order(20).craft(view, ())[0], np.float64) / 5e37
+    same = attacks.first_order(20).craft(make_view(updates, aggregators.mean()), ())[0]
+    np.testing.assert_allclose(rows, same, rtol=1e-3, atol=1e-4)
+
+
+def test_first_order_sends_the_best_rows_that_it_saw():
+    """One row on the unit circle, of which the rule gives 1 - y + 5 y^4. From y = .1 the attack climbs,
+    and a step of 1000 lengths ends at y = 1, which is worse than the start."""
+    updates = np.array([[np.sqrt(0.99), 0.1], [0, 0], [0, 0]], np.float32)
+
+    def rule(u, weights=None):
+        y = u[0, 1]
+        return jnp.stack([1 - y + 5 * y**4, 0 * y])
+
+    view = make_view(updates, rule, c=1)
+    rows = attacks.first_order(1, 1e3).craft(view, ())[0]
+    np.testing.assert_allclose(rows, updates[:1], rtol=1e-6)
+    rows = attacks.first_order(1, 0.1).craft(view, ())[0]
+    moved = np.array([np.sqrt(0.99), 0.2]) / np.sqrt(0.99 + 0.04)
+    np.testing.assert_allclose(rows, moved[None], rtol=1e-5)
+    # The best of a whole climb that jumps to and fro is its highest point: 1 = 20 y^3.
+    rows = attacks.first_order(60, 0.3).craft(view, ())[0]
+    assert float(rows[0, 1]) == pytest.approx(0.05 ** (1 / 3), abs=0.02)
+
+
+def test_one_step_against_the_mean_by_hand():
+    """The gradient is -s / n for every row: it turns by 0.3 of its length towards -s / |s|."""
+    updates, _ = make_round(5)
+    rows = attacks.first_order(1, 0.3).craft(make_view(updates, aggregators.mean()), ())[0]
+    s = np.where(updates.mean(axis=0) > 0, 1, -1) / np.sqrt(D)
+    lengths = np.linalg.norm(updates[:C], axis=1)[:, None]
+    moved = updates[:C] - 0.3 * lengths * s
+    expected = lengths * moved / np.linalg.norm(moved, axis=1)[:, None]
+    np.testing.assert_allclose(rows, expected, rtol=1e-4, atol=1e-5)
+
+
+COUNTING = fr.Attack(
+    init=lambda params: jnp.int32(0), craft=lambda view, state: (view.updates, state + 1)
+)
+TRAINING = fr.Attack(client=server(np.ones(D)))
+
+
+@pytest.mark.parametrize("make", ["first_order", "fltrust_adaptive"])
+def test_starts_that_cannot_be_climbed_from(make):
+    updates, g_0 = make_round(0)
+    view = make_view(updates, aggregators.mean())
+
+    def attack(start):
+        if make == "first_order":
+            return attacks.first_order(start=start)
+        return attacks.fltrust_adaptive(server(g_0), ROOT, start=start)
+
+    with pytest.raises(ValueError, match=f"{make} needs a start that only crafts"):
+        attack(TRAINING)
+    with pytest.raises(TypeError, match=f"{make} needs start to be an Attack.*call it"):
+        attack(attacks.gaussian)
+    with pytest.raises(ValueError, match=f"{make} needs a start without a state of its own"):
+        attack(COUNTING).craft(view, ())
+    short = fr.Attack(craft=lambda view, state: (view.updates[0], state))
+    with pytest.raises(
+        ValueError, match=rf"{make} needs a start whose craft returns {C} or n rows"
+    ):
+        attack(short).craft(view, ())
+    assert np.all(np.isfinite(attack(attacks.gaussian()).craft(view, ())[0]))
+
+
+def test_an_attack_through_the_rule_without_the_rule():
+    updates, _ = make_round(0)
+    view = make_view(updates, aggregators.mean())._replace(aggregate=None)
+    with pytest.raises(
+        ValueError, match=r"first_order climbs .* grant Knowledge\(others=True, rule"
+    ):
+        attacks.first_order().craft(view, ())
+
+
+def test_the_keys_of_the_start_and_of_the_attackers_server_differ():
+    """From each other and from the attack's own, so that no draw is used twice."""
+    updates, g_0 = make_round(0)
+    seen = []
+
+    def note(key):
+        seen.append(tuple(np.asarray(jax.random.key_data(key))))
+
+    training = fr.Client(lambda p: (), lambda k, p, s, data: (note(k) or jnp.asarray(g_0), s, {}))
+    start = fr.Attack(craft=lambda view, state: (note(view.key) or view.updates, state))
+    attack = attacks.fltrust_adaptive(training, ROOT, start=start)
+    view = make_view(updates, aggregators.mean(), key=3)
+    attack.craft(view, ())
+    note(view.key)
+    assert len(seen) == len(set(seen)) == 3
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 0, np.array(-1.0), jnp.array(np.inf)])
+def test_bad_sizes(bad):
+    for name in ("variance", "gamma", "eta"):
+        with pytest.raises(ValueError, match=f"fltrust_adaptive needs {name} > 0"):
+            attacks.fltrust_adaptive(server(np.ones(9)), ROOT, **{name: bad})
+    with pytest.raises(ValueError, match="first_order needs step_size > 0"):
+        attacks.first_order(3, bad)
+    for name in ("sweeps", "queries"):
+        with pytest.raises((ValueError, TypeError), match=f"fltrust_adaptive needs {name}"):
+            attacks.fltrust_adaptive(server(np.ones(9)), ROOT, **{name: 1.5})
+    with pytest.raises(ValueError, match="first_order needs steps"):
+        attacks.first_order(2.5)

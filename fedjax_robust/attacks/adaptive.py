@@ -25,8 +25,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_robust import checks
 from fedjax_robust.aggregators.trust import server_update, trusted_mean
 from fedjax_robust.attacks.fang import fang_trim_full
+from fedjax_robust.attacks.first_order import check_start, start_rows
+from fedjax_robust.memo import same_for_equal_arguments
 from fedjax_robust.robust_stats import changing_direction, direction_and_length, safe_norm
 from fedjax_robust.types import (
     Array,
@@ -37,7 +40,6 @@ from fedjax_robust.types import (
     Key,
     Knowledge,
     State,
-    is_number,
 )
 
 
@@ -116,10 +118,10 @@ def climb(
             u = sigma * along[q]
             slope = (value(row + gamma * u) - value(row)) / gamma
             new = row + eta * slope * u
-            drift = jnp.sqrt(new[3] ** 2 + (eta * slope * sigma) ** 2 * rest[q])
-            new = new.at[3].set(drift)
-            length = jnp.sqrt(jnp.sum(new**2))
-            row = jnp.where(length > 0, new / jnp.where(length > 0, length, 1), row)
+            # Neither squares nor steps leave the range of floats, whatever |g_0| is.
+            new = new.at[3].set(jnp.hypot(new[3], eta * slope * sigma * jnp.sqrt(rest[q])))
+            unit, length = direction_and_length(new)
+            row = jnp.where(length > 0, unit, row)
         return x.at[i].set(jnp.where(active[i], row, x[i])), None
 
     def sweep(x: Array, draws: Draws) -> tuple[Array, None]:
@@ -129,6 +131,7 @@ def climb(
     return jax.lax.scan(sweep, x, draws)[0]
 
 
+@same_for_equal_arguments
 def fltrust_adaptive(
     client: Client,
     root: Batch,
@@ -160,16 +163,17 @@ def fltrust_adaptive(
         knowledge, ``fang_trim_full()``, which here takes s by FLTrust, too.
 
     Raises:
-      ValueError: for numbers out of range, or models of fewer than 5 parameters.
+      ValueError: for numbers out of range, bad root data (see ``aggregators.fltrust``), or a start with a
+        client of its own; when called, for models of fewer than 5 parameters, or a start with a state.
+      TypeError: for parts and numbers of another kind.
     """
-    if sweeps < 1 or queries < 1:
-        raise ValueError(
-            f"fltrust_adaptive needs sweeps, queries >= 1, got sweeps={sweeps}, queries={queries}"
-        )
-    for name, value in {"variance": variance, "gamma": gamma, "eta": eta}.items():
-        if is_number(value) and not value > 0:
-            raise ValueError(f"fltrust_adaptive needs {name} > 0, got {value}")
+    what = "fltrust_adaptive"
+    checks.static_count(what, 1, sweeps=sweeps, queries=queries)
+    checks.positive(what, variance=variance, gamma=gamma, eta=eta)
+    sweeps, queries = int(sweeps), int(queries)
+    checks.part(what, Attack, start=start, optional=True)
     start = fang_trim_full() if start is None else start
+    check_start(what, start)
     server = server_update(client, root)
 
     def craft(view: AttackerView, state: State) -> tuple[Array, State]:
@@ -184,9 +188,9 @@ def fltrust_adaptive(
 
         g = fltrust(view.updates)
         direction = changing_direction(g)
-        first, _ = start.craft(view._replace(aggregate=fltrust, key=start_key), ())
+        first = start_rows(what, start, view._replace(aggregate=fltrust, key=start_key))
         active = view.malicious[:c]
-        rows = jnp.where(active[:, None], _unit(first[:c]), 0)
+        rows = jnp.where(active[:, None], _unit(first), 0)
 
         e_0, length = direction_and_length(g_0)
         honest = (view.visible & ~view.malicious).astype(g.dtype)

@@ -7,6 +7,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from fedjax_robust import checks
+from fedjax_robust.memo import same_for_equal_arguments
+from fedjax_robust.robust_stats import power_of_two
 from fedjax_robust.types import (
     Array,
     Attack,
@@ -20,30 +23,39 @@ from fedjax_robust.types import (
 )
 
 
+@same_for_equal_arguments
 def no_attack() -> Attack:
     """Malicious clients behave as honest ones."""
     return Attack()
 
 
+@same_for_equal_arguments
 def data_poisoning(client: Client) -> Attack:
     """Malicious clients train with ``client``, e.g. ``local_sgd(..., poison=label_flip(10))``, and send
-    what comes out."""
+    what comes out. TypeError if it is no client."""
+    checks.part("data_poisoning", Client, client=client)
     return Attack(client=client)
 
 
+@same_for_equal_arguments
 def gaussian() -> Attack:
     """Gaussian attack (Fang et al. 2020, section 4.1): each coordinate of each malicious update is drawn
     from the normal distribution with mean and standard deviation (divisor n) of the before-attack
-    updates of *all* clients. Needs ``Knowledge(others=True)``."""
+    updates of *all* clients. Needs ``Knowledge(others=True)``.
+
+    What would be beyond the largest float is the largest float: the server would drop the row."""
 
     def craft(view: AttackerView, state: State) -> tuple[Array, State]:
         mean, std = moments(view.updates, view.visible)
         shape = (view.num_malicious, view.updates.shape[1])
-        return mean + std * jax.random.normal(view.key, shape, view.updates.dtype), state
+        drawn = mean + std * jax.random.normal(view.key, shape, view.updates.dtype)
+        largest = jnp.finfo(drawn.dtype).max
+        return jnp.clip(drawn, -largest, largest), state
 
     return Attack(craft=craft, needs=Knowledge(others=True))
 
 
+@same_for_equal_arguments
 def in_rounds(attack: Attack, poisoned: Array, client: Client | None = None) -> Attack:
     """An attack that strikes in some rounds only; in the others its clients train and send as honest
     ones, and its own state stands still (Fang et al. 2020, section 4.2, "number of poisoned
@@ -58,14 +70,17 @@ def in_rounds(attack: Attack, poisoned: Array, client: Client | None = None) -> 
 
     Raises:
       ValueError: if client is missing or of no use, or if ``poisoned`` is not an array of bool of that
-        shape with R >= 1.
+        shape with R >= 1; when called, if ``poisoned`` is (R, c) and the view has no ids.
+      TypeError: for parts of another kind, or if ``poisoned`` is no array.
     """
+    checks.part("in_rounds", Attack, attack=attack)
+    checks.part("in_rounds", Client, client=client, optional=True)
     if (attack.client is None) != (client is None):
         raise ValueError(
             "in_rounds needs client, the honest ones', if and only if the attack trains its clients in "
             f"its own way; got client={client}, attack.client={attack.client}"
         )
-    poisoned = jnp.asarray(poisoned)
+    poisoned = checks.array("in_rounds", "poisoned", poisoned)
     if poisoned.ndim not in (1, 2) or poisoned.size == 0 or poisoned.dtype != bool:
         raise ValueError(
             "in_rounds needs poisoned (R,) or (R, c) of bool, R >= 1, got shape "
@@ -87,7 +102,8 @@ def in_rounds(attack: Attack, poisoned: Array, client: Client | None = None) -> 
         before = view.updates[: view.num_malicious]
         seen, strikes = view, now(rounds, 0)
         if poisoned.ndim == 2:
-            assert view.ids is not None
+            if view.ids is None:
+                raise ValueError("in_rounds of single clients needs a view with ids, got None")
             each = view.malicious & now(rounds, view.ids)
             # Rows that do not strike are not the attack's to use.
             seen, strikes = view._replace(malicious=each), each[: view.num_malicious]
@@ -135,9 +151,19 @@ def moments(updates: Array, rows: Array) -> tuple[Array, Array]:
       rows: (n,) bool.
 
     Returns:
-      (d,) and (d,); zero if no row is meant.
+      (d,) and (d,); zero if no row is meant. float16 and bfloat16 are computed in float32.
+
+    Raises:
+      ValueError: for other shapes.
     """
-    number = jnp.maximum(jnp.sum(rows), 1)
-    mean = jnp.sum(jnp.where(rows[:, None], updates, 0), axis=0) / number
-    squares = jnp.where(rows[:, None], jnp.square(updates - mean), 0)
-    return mean, jnp.sqrt(jnp.sum(squares, axis=0) / number)
+    updates, _ = checks.matrix("moments", updates, rows)
+    exact = updates.astype(jnp.promote_types(updates.dtype, jnp.float32))
+    counted = jnp.where(jnp.asarray(rows)[:, None] > 0, exact, 0)
+    # In units of each column's largest entry, so that no sum and no square leaves the range of floats.
+    unit, inverse = power_of_two(jnp.max(jnp.abs(counted), axis=0))
+    counted = counted * inverse
+    number = jnp.maximum(jnp.sum(jnp.asarray(rows) > 0), 1)
+    mean = jnp.sum(counted, axis=0) / number
+    squares = jnp.where(jnp.asarray(rows)[:, None] > 0, jnp.square(counted - mean), 0)
+    std = jnp.sqrt(jnp.sum(squares, axis=0) / number)
+    return (mean * unit).astype(updates.dtype), (std * unit).astype(updates.dtype)

@@ -12,10 +12,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from fedjax_robust import checks
+from fedjax_robust.memo import same_for_equal_arguments
 from fedjax_robust.robust_stats import changing_direction, direction_and_length
-from fedjax_robust.types import Array, Attack, AttackerView, Knowledge, State, is_number
+from fedjax_robust.types import Array, Attack, AttackerView, Knowledge, State
 
 
+@same_for_equal_arguments
 def first_order(
     steps: int = 30, step_size: float | Array = 0.2, start: Attack | None = None
 ) -> Attack:
@@ -28,27 +31,35 @@ def first_order(
 
     Args:
       steps: gradients, >= 1.
-      step_size: of the first step, in units of the row's length, > 0.
+      step_size: of the first step, in units of the row's length, > 0, finite. It may be traced.
       start: an attack without state whose rows are climbed from and give the lengths; default the
         malicious clients' own updates, which a rule trusts.
 
     Raises:
-      ValueError: for numbers out of range.
+      ValueError: for numbers out of range, or a start with a client of its own; when called, if the
+        start keeps a state, or the rule is not granted.
+      TypeError: for parts and numbers of another kind.
     """
-    if steps < 1:
-        raise ValueError(f"first_order needs steps >= 1, got {steps}")
-    if is_number(step_size) and not step_size > 0:
-        raise ValueError(f"first_order needs step_size > 0, got {step_size}")
+    checks.static_count("first_order", 1, steps=steps)
+    checks.positive("first_order", step_size=step_size)
+    steps = int(steps)
+    if start is not None:
+        check_start("first_order", start)
 
     def craft(view: AttackerView, state: State) -> tuple[Array, State]:
         c = view.num_malicious
         rule = view.aggregate
-        assert rule is not None
+        if rule is None:
+            raise ValueError(
+                "first_order climbs through the server's rule, but the view has none (aggregate is "
+                "None); grant Knowledge(others=True, rule=True)"
+            )
         before = rule(view.updates)
-        direction = changing_direction(before)
+        # Divided by more than d, so that the sum over the parameters does not leave the range of floats.
+        direction = changing_direction(before) * 0.5 ** before.shape[0].bit_length()
         rows = view.updates[:c]
         if start is not None:
-            rows = start.craft(view, ())[0][:c].astype(rows.dtype)
+            rows = start_rows("first_order", start, view)
         lengths = direction_and_length(rows)[1][:, None]
 
         def gain(rows: Array) -> Array:
@@ -72,3 +83,31 @@ def first_order(
         return jnp.where(gain(rows) > best_gain, rows, best), state
 
     return Attack(craft=craft, needs=Knowledge(others=True, rule=True))
+
+
+def check_start(what: str, start: Attack) -> None:
+    """An attack whose rows another one starts from trains no clients of its own."""
+    checks.part(what, Attack, start=start)
+    if start.client is not None:
+        raise ValueError(
+            f"{what} needs a start that only crafts, got one whose clients train in their own way; pass "
+            "Attack(client=...) to the simulation by itself, or a start without client"
+        )
+
+
+def start_rows(what: str, start: Attack, view: AttackerView) -> Array:
+    """What a start sends: (num_malicious, d). ValueError if it keeps a state."""
+    state = start.init(view.params)
+    if jax.tree.leaves(state):
+        raise ValueError(
+            f"{what} needs a start without a state of its own, as it calls it anew in every round; got "
+            f"the state {jax.tree.map(jnp.shape, state)} (shapes)"
+        )
+    rows, _ = start.craft(view, state)
+    c = view.num_malicious
+    if jnp.ndim(rows) != 2 or rows.shape[0] < c or rows.shape[1:] != view.updates.shape[1:]:
+        raise ValueError(
+            f"{what} needs a start whose craft returns {c} or n rows, shape "
+            f"({c}, {view.updates.shape[1]}), got shape {jnp.shape(rows)}"
+        )
+    return rows[:c].astype(view.updates.dtype)
