@@ -966,6 +966,13 @@ TABLE |= {
          "num_clients": count(2), "rounds": count(1), "delta": fraction(0.0, 1.0)},
         run_good=False,
     ),
+    "aggregators.privacy_spent_poisson": Line(
+        {"bound": 1.0, "noise": 1.0, "expected_clients": 2.5, "num_clients": 9, "rounds": 3,
+         "delta": 1e-5},
+        {"bound": positive(), "noise": not_negative(), "expected_clients": positive(),
+         "num_clients": count(3), "rounds": count(1), "delta": fraction(0.0, 1.0)},
+        run_good=False,
+    ),
     "data.text_dataset": Line(
         {"train": {"a": [TEXT.split()]}, "test": {"a": [TEXT.split()]}, "length": 4,
          "vocabulary_size": 9, "name": "cats", "note": ""},
@@ -989,22 +996,8 @@ TABLE |= {
 # fmt: on
 REMAINING: dict[tuple[str, str], str] = {
     ("aggregators.multi_krum", "name"): "aggregators/krum.py",
-    ("aggregators.trusted_mean", "present"): "aggregators/trust.py",
-    ("attacks.data_poisoning", "client"): "attacks/crafted.py",
-    **{
-        ("attacks.in_rounds", argument): "attacks/crafted.py"
-        for argument in ("attack", "client", "poisoned")
-    },
     ("attacks.fang_trim_deviation", "on_updates"): "attacks/fang.py",
     ("attacks.fang_trim_full", "on_updates"): "attacks/fang.py",
-    **{
-        ("attacks.first_order", argument): "attacks/first_order.py"
-        for argument in ("start", "step_size", "steps")
-    },
-    **{
-        ("attacks.fltrust_adaptive", argument): "attacks/adaptive.py"
-        for argument in ("eta", "gamma", "queries", "start", "sweeps", "variance")
-    },
     **{
         (name, "sample"): "tasks.py: the text of a ragged list is NumPy's"
         for name in (
@@ -1016,7 +1009,6 @@ REMAINING: dict[tuple[str, str], str] = {
             "tasks.next_word",
         )
     },
-    ("attacks.first_order", "rule"): "attacks/first_order.py: an assertion without words",
     ("data.cifar10_rows", "numbers"): "data/sources.py: it looks for the data first",
     ("data.from_owner", "owner"): "data/partition.py: the text of a ragged list is NumPy's",
     ("data.leaf_characters", "test"): "data/text.py: it reads the first file first",

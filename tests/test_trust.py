@@ -407,18 +407,20 @@ def test_the_kernel_at_any_scale(scale: float) -> None:
         assert np.max(np.abs(expected)) < 3.4e38
         assert_close(result, expected, 1e-5, f"{seed}")
         np.testing.assert_allclose(trust, ref.fltrust_scores(x, g_0, weights), atol=1e-6)
-        slope = jax.grad(lambda x, g=g_0: jnp.sum(trusted_mean(x, present, g)[0]) / scale)
+        slope = jax.grad(lambda x, g=g_0, p=present: jnp.sum(trusted_mean(x, p, g)[0]) / scale)
         assert np.all(np.isfinite(slope(jnp.asarray(x))[np.abs(x).max(axis=1) > 1e-8]))
 
 
 def test_the_kernel_refuses_other_shapes() -> None:
     for arguments, message in [
-        ((ROWS, np.ones(3, bool), SERVER), "one weight for each row"),
+        ((ROWS, np.ones(3, bool), SERVER), r"present of shape \(n,\) = \(4,\), got shape \(3,\)"),
         ((ROWS, np.ones(4, bool), SERVER[:1]), r"g_0 of shape \(d,\) = \(2,\), got shape \(1,\)"),
         ((ROWS[0], np.ones(4, bool), SERVER), "updates"),
     ]:
         with pytest.raises(ValueError, match=message):
             trusted_mean(*arguments)
+    with pytest.raises(TypeError, match="present of bool"):
+        trusted_mean(ROWS, np.ones(4), SERVER)
 
 
 # --- In a simulation -------------------------------------------------------------------------------

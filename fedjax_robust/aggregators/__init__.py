@@ -1,7 +1,12 @@
 """Server rules. Each is made by a lower-case factory and can be called on a plain (n, d) matrix."""
 
 from fedjax_robust.aggregators.basic import fedavg_eta, mean, median, trimmed_mean
-from fedjax_robust.aggregators.clipping import norm_clipping, participant_dp, privacy_spent
+from fedjax_robust.aggregators.clipping import (
+    norm_clipping,
+    participant_dp,
+    privacy_spent,
+    privacy_spent_poisson,
+)
 from fedjax_robust.aggregators.detection import (
     accuracy_auditing,
     auror,
@@ -42,6 +47,7 @@ __all__ = [
     "norm_clipping",
     "participant_dp",
     "privacy_spent",
+    "privacy_spent_poisson",
     "server_update",
     "sybil_check",
     "trimmed_mean",

@@ -171,12 +171,14 @@ def trusted_mean(updates: Array, present: Array, g_0: Array) -> tuple[Array, Arr
 
     Raises:
       ValueError: for other shapes.
+      TypeError: for arrays of another kind.
     """
-    updates, _ = checks.matrix("trusted_mean", updates, present)
+    updates, _ = checks.matrix("trusted_mean", updates)
+    present = checks.shaped("trusted_mean", "present", present, updates.shape[:1], "bool", "(n,)")
     g_0 = checks.shaped("trusted_mean", "g_0", g_0, updates.shape[1:], meaning="(d,)")
     g_0 = g_0.astype(jnp.promote_types(updates.dtype, jnp.float32))
     unit, inverse = power_of_two(jnp.max(jnp.abs(g_0), initial=0))
-    units, cosines, length = _compare(updates, jnp.asarray(present) > 0, g_0 * inverse)
+    units, cosines, length = _compare(updates, present, g_0 * inverse)
     trust = jax.nn.relu(cosines)
     largest = jnp.finfo(updates.dtype).max
     result = jnp.clip(_average(length * units, trust) * unit, -largest, largest)

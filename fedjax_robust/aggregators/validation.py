@@ -23,7 +23,6 @@ each at the cost of an aggregation.
 from __future__ import annotations
 
 from collections.abc import Callable
-
 from typing import Any
 
 import jax
