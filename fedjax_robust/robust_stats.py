@@ -307,6 +307,15 @@ def _accurate_distances(x: Array, present: Array) -> Array:
     def doubtful(part: Array) -> Array:
         return pairs & (part < _BELIEVED)
 
+    def units_around_leaders(leader: Array) -> tuple[Array, Array]:
+        # Row by row: x[leader], and the differences before they are divided, would be matrices, too.
+        def place(i: Array, rows: tuple[Array, Array]) -> tuple[Array, Array]:
+            y = jnp.where(taken[i], x[i] - x[leader[i]], 0)
+            unit, inverse = power_of_two(jnp.maximum(jnp.max(jnp.abs(y), initial=0), smallest))
+            return rows[0].at[i].set(y * inverse), rows[1].at[i].set(unit)
+
+        return jax.lax.fori_loop(0, n, place, (jnp.zeros_like(x), jnp.ones(n, x.dtype)))
+
     def another_centre(carry: Carry) -> Carry:
         step, distances, part = carry
         doubts = doubtful(part)
@@ -314,8 +323,7 @@ def _accurate_distances(x: Array, present: Array) -> Array:
         # doubtful; so the row with most of all is settled with each of its partners.
         number = jnp.sum(doubts, axis=1)
         leader = jnp.argmax(jnp.where(doubts | itself, number[None, :], -1), axis=1)
-        y = jnp.where(taken[:, None], x - x[leader], 0)
-        new, new_part = _by_product(y, jnp.maximum(_sizes(y, taken), smallest))
+        new, new_part = _by_product(*units_around_leaders(leader))
         better = (leader[:, None] == leader[None, :]) & (new_part > part)
         return step + 1, jnp.where(better, new, distances), jnp.where(better, new_part, part)
 
@@ -334,7 +342,9 @@ def _accurate_distances(x: Array, present: Array) -> Array:
     # Sizes before the centre is subtracted save a pass over the matrix. They may be much too large for
     # what is left: then parts of the squares underflow, and are not believed.
     bound = jnp.maximum(jnp.maximum(size, jnp.max(jnp.abs(centre), initial=0)), smallest)
-    distances, part = _by_product(jnp.where(taken[:, None], x - centre, 0), bound, 1e-20)
+    unit, inverse = power_of_two(bound)
+    units = jnp.where(taken[:, None], x - centre, 0) * inverse[:, None]
+    distances, part = _by_product(units, unit, 1e-20)
     carry = (jnp.int32(0), distances, part)
     carry = jax.lax.while_loop(
         lambda carry: (carry[0] < _PRODUCTS) & jnp.any(doubtful(carry[2])), another_centre, carry
@@ -345,22 +355,20 @@ def _accurate_distances(x: Array, present: Array) -> Array:
     return jnp.where(itself & present[:, None], 0, jnp.where(pairs, distances, jnp.inf))
 
 
-def _by_product(y: Array, size: Array, least: float = 0.0) -> tuple[Array, Array]:
+def _by_product(units: Array, size: Array, least: float = 0.0) -> tuple[Array, Array]:
     """Distances between rows from their products.
 
-    Each row is divided by its size, and each pair is computed in units of the larger of its two rows:
+    Each row comes divided by its size, and each pair is computed in units of the larger of its two rows:
     nothing that matters over- or underflows.
 
     Args:
-      y: (n, d).
-      size: (n,) > 0, about that of the rows' largest entries.
+      units: (n, d) rows divided by their sizes.
+      size: (n,) powers of two, about the rows' largest entries.
       least: sums of a pair's two squares up to this, in units of the larger size, are not believed.
 
     Returns:
       (n, n), and (n, n) the part that a distance's square is of the sum of the two rows' squares.
     """
-    size, inverse = power_of_two(size)
-    units = y * inverse[:, None]
     products = jnp.dot(units, units.T, precision="highest")
     products = 0.5 * (products + products.T)  # exactly symmetric, whatever the product does
     squares = jnp.diagonal(products)

@@ -20,6 +20,7 @@ from fedjax_robust.aggregators.base import no_state
 from fedjax_robust.memo import same_for_equal_arguments
 from fedjax_robust.robust_stats import (
     drop_non_finite,
+    is_present,
     middle_of_sorted,
     pairwise_distances,
     power_of_two,
@@ -88,23 +89,24 @@ def krum(f: int | Array) -> Aggregator:
     Raises:
       ValueError: if f < 0, or n <= 2f + 2 when called.
     """
-    return multi_krum(f, m=1, name="krum")
+    return _multi_krum("krum", f, 1)
 
 
 @same_for_equal_arguments
-def multi_krum(
-    f: int | Array, m: int | Array | None = None, *, name: str = "multi_krum"
-) -> Aggregator:
+def multi_krum(f: int | Array, m: int | Array | None = None) -> Aggregator:
     """Multi-Krum: the mean of the m rows with the lowest scores (Blanchard et al., section 4).
 
     Args:
       f: number of malicious rows assumed, 0 <= f < (n - 2) / 2.
       m: rows selected, 1 <= m <= n - f; default n - f. Both may be traced, and are not checked then.
-      name: what errors call the rule.
 
     Raises:
       ValueError: if f < 0 or m < 1, or when called n <= 2f + 2 or m > n - f.
     """
+    return _multi_krum("multi_krum", f, m)
+
+
+def _multi_krum(name: str, f: int | Array, m: int | Array | None) -> Aggregator:
     checks.count(name, f=f)
     if m is not None:
         checks.count(name, 1, m=m)
@@ -113,13 +115,13 @@ def multi_krum(
     one = checks.is_known(m) and m == 1
 
     def prepare(received: Received) -> tuple[Array, Array, Array]:
-        updates, weights = drop_non_finite(received.updates, received.weights)
+        # Not the cleaned rows, which would be a copy of the matrix while distances are computed.
+        updates, present = received.updates, is_present(received.updates, received.weights)
         n = updates.shape[0]
         if checks.is_known(f) and n <= 2 * f + 2:
             raise ValueError(f"{name} needs n > 2f + 2, got n={n}, f={f}")
         if m is not None and checks.is_known(f) and checks.is_known(m) and m > n - f:
             raise ValueError(f"{name} needs m <= n - f, got m={m}, n={n}, f={f}")
-        present = weights > 0
         return updates, present, pairwise_distances(jax.lax.stop_gradient(updates), present)
 
     def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
@@ -128,14 +130,16 @@ def multi_krum(
         if one:
             best = jnp.argmin(scores)
             selected = (jnp.arange(len(present)) == best) & present
-            return updates[best], state, {"selected": selected}
+            return jnp.where(present[best], updates[best], 0), state, {"selected": selected}
         number = jnp.maximum(jnp.sum(present) - f, 1) if m is None else m
         rank = jnp.argsort(jnp.argsort(scores))
         selected = (rank < number) & present
-        return weighted_mean(updates, selected), state, {"selected": selected}
+        rows = jnp.where(selected[:, None], updates, 0)
+        return weighted_mean(rows, selected), state, {"selected": selected}
 
     def leave_one_out(received: Received, state: State) -> Array:
         updates, present, distances = prepare(received)
+        updates = jnp.where(present[:, None], updates, 0)
         scores = root_krum_scores_without_each(distances, present, f)
         if one:
             return updates[jnp.argmin(scores, axis=1)]
