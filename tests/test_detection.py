@@ -80,24 +80,6 @@ def test_the_noise_of_differential_privacy():
     assert np.all(nobody == 0)
 
 
-def test_privacy_spent():
-    """One release of the Gaussian mechanism to everyone: RDP is alpha / (2 z^2) at every order, so
-    epsilon is at most min over alpha of alpha / (2 z^2) + log(1 / delta) / (alpha - 1)."""
-    z, delta = 4.0, 1e-5
-    spent = aggregators.privacy_spent(2.0, z * 2.0 / 50, 50, 50, 1, delta)
-    classic = 1 / (2 * z**2) + np.sqrt(2 * np.log(1 / delta)) / z
-    assert 0.7 * classic < spent < classic * 1.001  # the accountant's conversion is a bit tighter
-    many = [aggregators.privacy_spent(15.0, 0.1, 100, 1000, r, delta) for r in (1, 10, 100)]
-    assert many == sorted(many)
-    less = aggregators.privacy_spent(15.0, 0.2, 100, 1000, 10, delta)
-    assert less < many[1]
-    assert aggregators.privacy_spent(15.0, 0.0, 100, 1000, 10, delta) == np.inf
-    with pytest.raises(ValueError, match="1 <= clients_per_round <= num_clients"):
-        aggregators.privacy_spent(1.0, 1.0, 11, 10, 1, delta)
-    with pytest.raises(ValueError, match="delta in"):
-        aggregators.privacy_spent(1.0, 1.0, 1, 10, 1, 1.0)
-
-
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("shift", [0.0, 6.0, -40.0])
