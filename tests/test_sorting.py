@@ -4,9 +4,11 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import pytest
 
+from fedjax_robust.aggregators import median, norm_clipping, trimmed_mean
 from fedjax_robust.sorting import _comparators, combine_ranks, sort_clients
 
 
@@ -174,6 +176,111 @@ def test_combine_ranks_gradient():
     tangent = jnp.asarray(random_matrix(6, 40, seed=9))
     _, slope = jax.jvp(value, (x,), (tangent,))
     np.testing.assert_allclose(slope, np.sum(expected * tangent), rtol=1e-4)
+
+
+# --- Derivatives -----------------------------------------------------------------------------------
+
+
+def middle(x, coefficients=(0.5, 2.0, 1.0)):
+    """Ranks 2 .. 4 of 7, squared after a function that mixes the columns: it has second derivatives."""
+    ranks = combine_ranks(jnp.sin(x) @ MIX, jnp.asarray(coefficients, x.dtype), 2, jnp.zeros(7))
+    return jnp.sum(ranks**3)
+
+
+def middle_by_jnp(x, coefficients=(0.5, 2.0, 1.0)):
+    ranks = jnp.asarray(coefficients, x.dtype) @ jnp.sort(jnp.sin(x) @ MIX, axis=0)[2:5]
+    return jnp.sum(ranks**3)
+
+
+MIX = np.random.default_rng(5).normal(size=(4, 4))
+
+
+def test_derivatives_of_any_order():
+    """Against those of XLA's sort and against finite differences, forward over reverse and the rest."""
+    with jax.enable_x64(True):
+        x = jnp.asarray(random_matrix(7, 4, dtype=np.float64))
+        jax.test_util.check_grads(middle, (x,), order=3, eps=1e-5)
+        for twice in (jax.jacfwd, jax.jacrev):
+            for once in (jax.jacfwd, jax.jacrev):
+                np.testing.assert_allclose(
+                    twice(once(middle))(x), twice(once(middle_by_jnp))(x), rtol=1e-9, atol=1e-9
+                )
+
+        def cubes(x):
+            return jnp.sum(sort_clients(jnp.sin(x) @ MIX, 1, 5) ** 3 * jnp.arange(1.0, 5)[:, None])
+
+        def cubes_by_jnp(x):
+            return jnp.sum(
+                jnp.sort(jnp.sin(x) @ MIX, axis=0)[1:5] ** 3 * jnp.arange(1.0, 5)[:, None]
+            )
+
+        np.testing.assert_allclose(
+            jax.hessian(cubes)(x), jax.hessian(cubes_by_jnp)(x), rtol=1e-9, atol=1e-9
+        )
+        jax.test_util.check_grads(cubes, (x,), order=3, eps=1e-5)
+
+
+@pytest.mark.parametrize("rule", [median(), trimmed_mean(2), norm_clipping(1.0, base=median())])
+def test_second_derivatives_through_rules(rule):
+    """Without and with absent rows; compiled, and over a vector of problems."""
+    with jax.enable_x64(True):
+        x = jnp.asarray(random_matrix(9, 3, dtype=np.float64))
+        for weights in (jnp.ones(9), jnp.ones(9).at[4].set(0)):
+
+            def value(x, weights=weights):
+                return jnp.sum(rule(jnp.tanh(x), weights) ** 3)
+
+            jax.test_util.check_grads(value, (x,), order=2, eps=1e-5)
+            many = jnp.stack([x, 2 * x, x - 1])
+            hessians = jax.jit(jax.vmap(jax.hessian(value)))(many)
+            for one, hessian in zip(many, hessians, strict=True):
+                np.testing.assert_allclose(hessian, jax.hessian(value)(one), rtol=1e-9, atol=1e-12)
+            assert np.max(np.abs(hessians)) > 1e-3
+
+
+def test_the_slope_of_ties_goes_to_the_lower_rows():
+    x = jnp.asarray([[2.0], [1.0], [2.0], [2.0], [5.0]])
+    coefficients = jnp.asarray([3.0, 7.0])  # of ranks 1 and 2: rows 0 and 2
+    slope = jax.grad(lambda x: combine_ranks(x, coefficients, 1, jnp.zeros(5))[0])(x)
+    np.testing.assert_array_equal(slope[:, 0], [3, 0, 7, 0, 0])
+    slope = jax.grad(lambda x: sort_clients(x, 2, 3)[0, 0])(x)
+    np.testing.assert_array_equal(slope[:, 0], [0, 0, 1, 0, 0])
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 8, 16, 17, 33, 130])
+def test_slopes_of_many_columns(n):
+    """Several tiles, every rank its own coefficient."""
+    x = random_matrix(n, 3001, seed=n)
+    coefficients = np.arange(1, n + 1, dtype=np.float32)
+    slope = jax.grad(
+        lambda x: jnp.sum(combine_ranks(x, jnp.asarray(coefficients), 0, jnp.zeros(n)))
+    )(jnp.asarray(x))
+    np.testing.assert_array_equal(
+        slope, 1 + np.argsort(np.argsort(x, axis=0, kind="stable"), axis=0)
+    )
+
+
+def test_coefficients_and_filling_count_as_constants():
+    x = jnp.asarray(random_matrix(5, 3))
+    slopes = jax.grad(lambda c, i: jnp.sum(combine_ranks(x, c, 1, i)), argnums=(0, 1))(
+        jnp.ones(2), jnp.zeros(5)
+    )
+    assert all(np.all(np.asarray(s) == 0) for s in slopes)
+
+
+def test_combine_ranks_refuses():
+    x, c, zeros = jnp.ones((5, 2)), jnp.ones(2), jnp.zeros(5)
+    for arguments, message in [
+        ((x[0], c, 0, zeros), "matrix"),
+        ((x.astype(jnp.int32), c, 0, zeros), "floats"),
+        ((x, c[:, None], 0, zeros), "coefficients"),
+        ((x, c, 0, zeros[:4]), "instead"),
+        ((x, c, 4, zeros), "low=4, k=2, n=5"),
+        ((x, c, -1, zeros), "low=-1"),
+        ((x, c[:0], 0, zeros), "k=0"),
+    ]:
+        with pytest.raises(ValueError, match=f"combine_ranks needs .*{message}"):
+            combine_ranks(*arguments)
 
 
 def test_bad_input():
