@@ -232,7 +232,7 @@ def task(what: str, sim: Simulation, examples: Batch) -> None:
     fit, y = _fit(sim.task, _shapes(examples)), examples.get("y")
     if y is None or fit.problem or fit.logits is None or not jnp.issubdtype(y.dtype, jnp.integer):
         return
-    # One class is a regression's output; a y of another rank than the classes' is the task's own affair.
+    # One class is a regression's output; a y of another rank than the classes' is the task's affair.
     classes = len(fit.logits) >= 2 and fit.logits[-1] >= 2 and y.shape[1:] == fit.logits[1:-1]
     if classes and checks.is_known(y) and y.size:
         _labels(what, y, fit.logits[-1])
@@ -247,8 +247,8 @@ def _labels(what: str, y: Array, classes: int) -> None:
     least, most = int(values.min()), int(values.max())
     if least < 0 or most >= classes:
         raise ValueError(
-            f"{what} needs data.examples' labels y in 0 .. {classes - 1}, as the task's logits tell {classes} classes "
-            f"apart, got labels from {least} to {most}; number the classes from 0"
+            f"{what} needs data.examples' labels y in 0 .. {classes - 1}, as the task's logits "
+            f"tell {classes} classes apart, got labels from {least} to {most}; number the classes from 0"
         )
 
 
@@ -294,9 +294,9 @@ def _problem(task: Task, params: Any, batch: dict[str, Any], error: Exception) -
             jax.eval_shape(task.logits, params, batch["x"])
         except Exception as inner:
             return (
-                f"the task's model does not take data.examples' inputs x of shape {batch['x'].shape[1:]} "
-                f"and dtype {batch['x'].dtype}; make the task with a sample of these data, or reshape them: "
-                f"{_first_line(inner)}"
+                "the task's model does not take data.examples' inputs x of shape "
+                f"{batch['x'].shape[1:]} and dtype {batch['x'].dtype}; make the task with a "
+                f"sample of these data, or reshape them: {_first_line(inner)}"
             )
         if "y" in batch:
             y, x = (np.zeros(batch[name].shape, batch[name].dtype) for name in ("y", "x"))
