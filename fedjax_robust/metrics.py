@@ -46,6 +46,12 @@ def predict(task: Task, params: Array, x: Array, *, chunk: int = 1000) -> Array:
       ValueError: without examples, or for a chunk < 1.
       TypeError: if the chunk is no integer.
     """
+    checks.part("predict", Task, task=task)
+    params = checks.shaped("predict", "params", params, (None,), meaning="(d,)")
+    checks.shaped("predict", "params", params, jax.eval_shape(task.init, jax.random.key(0)).shape)
+    x = checks.array("predict", "x", x)
+    if x.ndim < 1:
+        raise ValueError(f"predict needs examples x (E, ...), got shape {x.shape}")
     return _by_chunks(lambda logits: jnp.argmax(logits, axis=-1), task, params, chunk, x).astype(
         jnp.int32
     )
@@ -366,6 +372,10 @@ def score(evaluate: Evaluate, name: str | None = None) -> Score:
       TypeError: if ``evaluate`` is no function.
     """
     checks.function("score", evaluate=evaluate)
+    if not (name is None or isinstance(name, str)):
+        raise TypeError(
+            f"score needs name to be one of the evaluation's names, or None, got {name!r}"
+        )
     wrapped = evaluate if isinstance(evaluate, Partial) else Partial(evaluate)
     return Partial(_Score(name), wrapped)
 

@@ -48,8 +48,10 @@ def masked_mean(values: Array, mask: Array | None) -> Array:
     Raises:
       ValueError: if the weights have another shape.
     """
+    values = checks.array("masked_mean", "values", values)
     if mask is None:
         return jnp.mean(values)
+    mask = checks.array("masked_mean", "mask", mask)
     if jnp.shape(mask) != jnp.shape(values):
         raise ValueError(
             f"a masked mean needs a mask of the shape of the values, {jnp.shape(values)}, got "
@@ -257,7 +259,8 @@ def _next_word_loss(what: str, logits: Callable[[Array], Array], batch: Batch) -
 
 
 def _sample(what: str, sample: Any) -> np.ndarray:
-    x = checks.array(what, "sample", sample)[:1] if np.ndim(sample) else np.zeros(())
+    x = checks.array(what, "sample", sample)
+    x = x[:1] if x.ndim else x
     if x.ndim < 1 or x.shape[0] < 1:
         raise ValueError(
             f"{what} needs a sample of at least one example, (1, ...), got shape {np.shape(sample)}"

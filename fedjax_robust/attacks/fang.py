@@ -297,6 +297,7 @@ def fang_trim_full(
       TypeError: if b is no number, or ``before`` no rule.
     """
     _check_b("fang_trim_full", b)
+    checks.boolean("fang_trim_full", on_updates=on_updates)
     checks.part("fang_trim_full", Aggregator, before=before, optional=True)
 
     def craft(view: AttackerView, state: State) -> tuple[Array, State]:
@@ -354,6 +355,7 @@ def fang_trim_deviation(b: float | Array = 2.0, *, on_updates: bool = False) -> 
       TypeError: if b is no number.
     """
     _check_b("fang_trim_deviation", b)
+    checks.boolean("fang_trim_deviation", on_updates=on_updates)
 
     def craft(view: AttackerView, state: State) -> tuple[Array, State]:
         rule = _rule_of(view, "fang_trim_deviation")

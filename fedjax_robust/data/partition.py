@@ -740,7 +740,9 @@ def _column(what: str, name: str, column: Any) -> np.ndarray:
     try:
         values = np.asarray(column)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{what} needs {name!r} to be an array of numbers ({error})") from error
+        raise TypeError(
+            f"{what} needs {name!r} to be an array of numbers, of one length a row"
+        ) from error
     kept = jax.dtypes.canonicalize_dtype(values.dtype) if values.dtype.kind in "iu" else None
     if kept is not None and kept.itemsize < values.dtype.itemsize and values.size:
         low, high, limits = int(values.min()), int(values.max()), np.iinfo(kept)
@@ -802,7 +804,7 @@ def _integers(what: str, name: str, values: ArrayLike, size: int) -> Array | np.
             f"{what} needs {name} to be an array with an integer for each example, ({size},), got "
             f"{type(values).__name__}"
         )
-    result = values if isinstance(values, jax.Array) else np.asarray(values)
+    result = values if isinstance(values, jax.Array) else _column(what, name, values)
     if result.shape != (size,):
         raise ValueError(
             f"{what} needs {name} with one entry per example, ({size},), got shape {result.shape}"

@@ -465,12 +465,20 @@ def cifar10_rows(
       TypeError: numbers that are no integers.
       FileNotFoundError: as ``load``.
     """
-    numbers = np.asarray(numbers)
+    try:
+        numbers = np.asarray(numbers)
+    except ValueError as error:
+        raise TypeError("cifar10_rows needs numbers (K,), got rows of several lengths") from error
     if numbers.size and numbers.dtype.kind not in "iu":
         raise TypeError(f"cifar10_rows needs integers, got {numbers.dtype}")
     if numbers.ndim != 1:
         raise ValueError(f"cifar10_rows needs numbers (K,), got shape {numbers.shape}")
     numbers = numbers.astype(np.int64)
+    most = _PUBLISHED["cifar10"][0]
+    if numbers.size and not 0 <= numbers.min() <= numbers.max() < most:
+        raise ValueError(
+            f"cifar10_rows needs numbers in [0, {most}), got {numbers.min()} to {numbers.max()}"
+        )
     root = _data_dir(data_dir)
     folder = _tfds_folder("cifar10", root)
     if folder is None:

@@ -219,6 +219,9 @@ def text_dataset(
     _check_sizes(what, length, vocabulary_size)
     for part in (train, test):
         _check_text(what, part)
+    for argument, value in {"name": name, "note": note}.items():
+        if not isinstance(value, str):
+            raise TypeError(f"{what} needs {argument} to be text, got {_beginning(value)}")
     words = vocabulary((s for sentences in train.values() for s in sentences), vocabulary_size)
     places, unknown = _places(words), SPECIAL.index(UNKNOWN)
     users = {user: i for i, user in enumerate(sorted({*train, *test}))}
@@ -435,6 +438,7 @@ def leaf_words(
       ValueError: a file in another layout, such as Sent140's, or an argument out of range.
     """
     _check_sizes("leaf_words", length, vocabulary_size)
+    checked_path("leaf_words", test)
 
     def sentences(path: str | os.PathLike[str]) -> Text:
         return {
@@ -511,6 +515,7 @@ def leaf_characters(train: str | os.PathLike[str], test: str | os.PathLike[str])
       ValueError: a file in another layout, or strings of unequal lengths.
     """
     what = "leaf_characters"
+    checked_path(what, test)
     parts = _leaf(what, train), _leaf(what, test)
     users = _numbered(*parts)
     windows: list[list[tuple[int, str]]] = []
@@ -578,6 +583,7 @@ def leaf_sentiment(
     what = "leaf_sentiment"
     _check_sizes(what, length, vocabulary_size)
     length = int(length)
+    checked_path(what, test)
     parts = _leaf(what, train), _leaf(what, test)
     users = _numbered(*parts)
     tweets: list[list[tuple[list[str], int, int]]] = []  # words, label, user
@@ -650,6 +656,7 @@ def leaf_numbers(
     if num_classes is not None:
         checks.static_count(what, 1, num_classes=num_classes)
     wanted = None if shape is None else _shape(what, shape)
+    checked_path(what, test)
     parts = _leaf(what, train), _leaf(what, test)
     users = _numbered(*parts)
     written: dict[tuple[int, ...], str] = {}  # the shapes that were met, and where
