@@ -296,7 +296,7 @@ def test_clipping_leaves_no_nan_at_a_zero_gradient():
 
 
 def test_label_flip_needs_two_classes():
-    with pytest.raises(ValueError, match="num_classes >= 2, got 1"):
+    with pytest.raises(ValueError, match="num_classes >= 2, got num_classes=1"):
         attacks.label_flip(1)
 
 

@@ -31,7 +31,7 @@ def test_fedavg_eta_by_hand():
 
 def test_fedavg_eta_refuses():
     for eta, n in ((0, 10), (-1.0, 10), (1.0, 0)):
-        with pytest.raises(ValueError, match="eta > 0 and num_clients >= 1"):
+        with pytest.raises(ValueError, match="fedavg_eta needs"):
             aggregators.fedavg_eta(eta, n)
     with pytest.raises(ValueError, match="there are 3, but num_clients=2"):
         aggregators.fedavg_eta(1.0, 2)(np.ones((3, 2)))
@@ -149,7 +149,7 @@ def test_models_are_trained_only_when_an_attacker_is_there():
 )
 def test_factors_are_positive(make):
     for bad in (0, -1.0, math.nan):
-        with pytest.raises(ValueError, match="> 0( and finite)?, got"):
+        with pytest.raises(ValueError, match=r"> 0( and finite)?, got"):
             make(bad)
 
 

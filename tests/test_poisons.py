@@ -312,7 +312,7 @@ def test_variations_take_each_image_in_turn():
     assert moved.shape == (10, 6, 7, 2)
     assert len({image.tobytes() for image in np.asarray(moved)}) == 10
     for x, number in ((IMAGES[:0], 3), (IMAGES, 0)):
-        with pytest.raises(ValueError, match="variations needs (x of shape|number >= 1)"):
+        with pytest.raises(ValueError, match=r"variations needs (x of shape|number >= 1)"):
             data.variations(jax.random.key(0), x, number)
 
 
