@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
-Array = jax.Array
+from fedjax_robust.types import Array
+
 Sizes = tuple[int, ...]
 Padding = tuple[tuple[int, int], ...]
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from fedjax_robust import checks
+from fedjax_robust.kernels.norms import changing_direction, weighted_mean
+from fedjax_robust.kernels.presence import drop_non_finite
 from fedjax_robust.memo import same_for_equal_arguments
-from fedjax_robust.robust_stats import changing_direction, drop_non_finite, weighted_mean
 from fedjax_robust.types import (
     Aggregator,
     Array,
@@ -29,11 +30,9 @@ from fedjax_robust.types import (
     FederatedData,
     Info,
     Received,
+    Score,
     Task,
 )
-
-Score = Callable[[Array], Array]
-"""params (d,) -> (), how good (or bad) a model is."""
 
 
 def predict(task: Task, params: Array, x: Array, *, chunk: int = 1000) -> Array:
@@ -326,7 +325,7 @@ def word_accuracy(
 ) -> Evaluate:
     """Accuracy of next-word prediction: the share of words that come first in the model's prediction.
 
-    On test text that is the main-task accuracy. On ``attacks.word_backdoor`` of test text, where the
+    On test text that is the main-task accuracy. On ``attacks.poisons.word_backdoor`` of test text, where the
     only word that counts is the attacker's, it is the backdoor accuracy: the share of contexts in
     which the model ends the trigger sentence as the attacker wants (Bagdasaryan et al. 2020, section
     V-B)::

@@ -16,8 +16,7 @@ from jax import lax
 
 from fedjax_robust import checks
 from fedjax_robust.convolution import Convolution, convolve
-
-Array = jax.Array
+from fedjax_robust.types import Array
 
 
 class Conv(nn.Module):

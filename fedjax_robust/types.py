@@ -216,6 +216,9 @@ class Attack(NamedTuple):
 
 Evaluate = Callable[[Array], dict[str, Array]]
 """params (d,) -> named scalars (or small arrays)."""
+Score = Callable[[Array], Array]
+"""params (d,) -> scalar: what a server thinks of a model, such as its accuracy or its loss on examples of
+its own; see ``metrics.score``."""
 Repair = Callable[[Key, Array], Array]
 """key, params (d,) -> params (d,), applied by the server after a round."""
 

@@ -18,9 +18,10 @@ import optax
 import pytest
 
 import fedjax_robust as fr
-from fedjax_robust import aggregators, attacks, sharding, simulate
-from fedjax_robust.robust_stats import pairwise_distances, pairwise_squared_distances
-from fedjax_robust.sorting import sort_clients
+from fedjax_robust import aggregators, attacks
+from fedjax_robust.engine import driver, sharding
+from fedjax_robust.kernels.distances import pairwise_distances, pairwise_squared_distances
+from fedjax_robust.kernels.sorting import sort_clients
 from fedjax_robust.types import FederatedData, Knowledge
 
 assert len(jax.devices()) == 8, "run test_sharding.py, which sets XLA_FLAGS"
@@ -93,7 +94,7 @@ def test_states_seeds_participation_chunks_and_malicious_training_on_two_axes():
         aggregator=aggregators.mean(),
         attack=attacks.data_poisoning(
             fr.local_sgd(
-                task, 0.2, 4, poison=attacks.label_flip(3), momentum=0.9, keep_momentum=True
+                task, 0.2, 4, poison=attacks.poisons.label_flip(3), momentum=0.9, keep_momentum=True
             )
         ),
         num_malicious=3,
@@ -117,11 +118,9 @@ def test_states_seeds_participation_chunks_and_malicious_training_on_two_axes():
 def compiled(sim, data, devices):
     devices = sharding.automatic(devices)
     arguments = sharding.to_devices(devices, (jax.random.key(0), data, None))
-    state = simulate._init(sim, None, devices, *arguments)
-    nothing = jax.tree_util.Partial(simulate._evaluate_nothing)
-    return simulate._block_jit.lower(
-        sim, None, devices, 1, 2, nothing, state, arguments[1]
-    ).compile()
+    state = driver._init(sim, None, devices, *arguments)
+    nothing = jax.tree_util.Partial(driver._evaluate_nothing)
+    return driver._block_jit.lower(sim, None, devices, 1, 2, nothing, state, arguments[1]).compile()
 
 
 PAIRS = {
@@ -248,7 +247,8 @@ import numpy as np
 sys.path.insert(0, sys.argv[4])
 import eight_devices as t
 import fedjax_robust as fr
-from fedjax_robust import aggregators, sharding
+from fedjax_robust import aggregators
+from fedjax_robust.engine import driver, sharding
 
 assert (jax.process_count(), len(jax.devices()), len(jax.local_devices())) == (2, 8, 4)
 task, data = t.problem(num_clients=16)
@@ -305,10 +305,10 @@ if process:
     fr.run(sim, key, data, 4, **{**arguments, "checkpoint": other, "mesh": None})
 multihost_utils.sync_global_devices("other content")
 refused("differ in the content", checkpoint=other)
-save = fr.simulate.checkpoints.save
+save = driver.checkpoints.save
 def fail(*args):
     raise OSError("the disk is full")
-fr.simulate.checkpoints.save = fail                # only the first process writes
+driver.checkpoints.save = fail                # only the first process writes
 fresh = folder + "/fresh.npz"
 try:
     fr.run(sim, key, data, 4, **{**arguments, "checkpoint": fresh})

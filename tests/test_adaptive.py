@@ -10,7 +10,7 @@ import reference as ref
 
 import fedjax_robust as fr
 from fedjax_robust import aggregators, attacks
-from fedjax_robust.attacks.adaptive import Draws, Objective, _draw, climb
+from fedjax_robust.attacks.optimised.fltrust import Draws, Objective, _draw, climb
 
 N, C, D = 9, 3, 14
 ROOT = {"x": np.zeros((1, 1), np.float32), "y": np.zeros(1, np.int32)}

@@ -23,7 +23,6 @@ from fedjax_robust import attacks
 from fedjax_robust.aggregators import krum, mean, median, trimmed_mean
 from fedjax_robust.attacks import (
     data_poisoning,
-    equal_parts,
     fang_krum_full,
     fang_krum_partial,
     fang_trim_deviation,
@@ -31,14 +30,13 @@ from fedjax_robust.attacks import (
     fang_trim_partial,
     gaussian,
     in_rounds,
-    label_flip,
     model_replacement,
     no_attack,
-    norm_bounded,
-    orthogonal_parts,
     scaling,
     train_and_scale,
 )
+from fedjax_robust.attacks.divisions import equal_parts, norm_bounded, orthogonal_parts
+from fedjax_robust.attacks.poisons import label_flip
 from fedjax_robust.types import Attack, AttackerView, Client, ClientData, Knowledge
 
 EPSILON = 0.01  # the default radius of the ball
@@ -384,7 +382,7 @@ VARIANTS = {
         draws=2,
     ),
     "model_replacement copies": Case(
-        replacing(attacks.copies()),
+        replacing(attacks.divisions.copies()),
         with_(check_replacement, divide=lambda u, z: np.array([u] * z)),
         draws=2,
     ),
@@ -839,7 +837,10 @@ def test_wrong_types(make: Callable[[], object], message: str) -> None:
 
 def test_fang_attacks_refuse_when_called() -> None:
     r = make_round(0, MAIN)
-    craft = lambda attack, **known: attack.craft(view(r)._replace(**known), ())  # noqa: E731
+
+    def craft(attack: Attack, **known: object) -> object:
+        return attack.craft(view(r)._replace(**known), ())
+
     for f in (50, 6, np.array(50)):
         with pytest.raises(ValueError, match=r"fang_krum_full needs n > 2f \+ 2, .* got n=14, f="):
             craft(fang_krum_full(f))

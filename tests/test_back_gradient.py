@@ -13,13 +13,12 @@ import reference as ref
 
 import fedjax_robust as fr
 from fedjax_robust import models
-from fedjax_robust.attacks import (
+from fedjax_robust.attacks.optimised import (
     back_gradient_points,
-    label_flip,
-    other_label,
     reversed_gradient,
     unrolled_gradient,
 )
+from fedjax_robust.attacks.poisons import label_flip, other_label
 
 FEATURES, CLASSES, HIDDEN = 5, 3, 4
 RATE, STEPS = 0.3, 12

@@ -8,19 +8,19 @@ import reference as ref
 
 from fedjax_robust import metrics
 from fedjax_robust.aggregators import mean
-from fedjax_robust.attacks import (
+from fedjax_robust.attacks import scaling
+from fedjax_robust.attacks.backdoors import (
     FLTRUST_CIFAR_PIXELS,
     FLTRUST_MNIST_PIXELS,
     add_backdoored_copies,
     feature_trigger,
     pixel_trigger,
-    scaling,
     triggered,
 )
-from fedjax_robust.clients import local_sgd
+from fedjax_robust.clients.local import local_sgd
 from fedjax_robust.data import from_owner, stack
-from fedjax_robust.models import SoftmaxRegression
-from fedjax_robust.simulate import init, step
+from fedjax_robust.engine.round import init, step
+from fedjax_robust.models.small import SoftmaxRegression
 from fedjax_robust.tasks import classification
 from fedjax_robust.types import FederatedData, Simulation
 

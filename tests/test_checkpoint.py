@@ -16,9 +16,10 @@ import optax
 import pytest
 
 import fedjax_robust
-from fedjax_robust import aggregators, attacks, checkpoint, simulate, tasks
-from fedjax_robust.clients import local_sgd
+from fedjax_robust import aggregators, attacks, engine, tasks
+from fedjax_robust.clients.local import local_sgd
 from fedjax_robust.data import partition
+from fedjax_robust.engine import checkpoint
 from fedjax_robust.files import locked, named, written_atomically
 from fedjax_robust.types import SimState, Simulation, Task
 
@@ -451,7 +452,7 @@ def norm(params):
 
 
 def start_run(path, sim, key=KEY, data=None, rounds=6, evaluate=norm, evaluate_every=2, **options):
-    return simulate.run(
+    return engine.run(
         sim,
         key,
         make_data() if data is None else data,
@@ -612,8 +613,8 @@ def test_an_optimizer_that_uses_the_model_resumes(tmp_path, monkeypatch):
         start_run(tmp_path / "x", sim, rounds=4)
     monkeypatch.undo()
     assert_identical(start_run(tmp_path / "x", sim, rounds=4), expected)
-    one, _ = simulate.run(sim, KEY, make_data(), 1, params=jnp.array([1.0, -2.0, 3.0]))
-    plain, _ = simulate.run(
+    one, _ = engine.run(sim, KEY, make_data(), 1, params=jnp.array([1.0, -2.0, 3.0]))
+    plain, _ = engine.run(
         sim._replace(server_optimizer=optax.adam(0.1)),
         KEY,
         make_data(),
@@ -626,7 +627,7 @@ def test_an_optimizer_that_uses_the_model_resumes(tmp_path, monkeypatch):
 
 def test_checkpoints_are_rounded_up_to_whole_evaluations(tmp_path, monkeypatch, sim):
     calls = interrupt(monkeypatch, 99)
-    simulate.run(
+    engine.run(
         sim,
         KEY,
         make_data(),
@@ -729,7 +730,8 @@ def test_a_run_that_does_not_stop_there_is_refused(tmp_path, sim, two_rounds):
 CHILD = """
 import os, sys, time
 import jax, jax.numpy as jnp, numpy as np, optax
-from fedjax_robust import aggregators, attacks, checkpoint, data, local_sgd, run, tasks
+from fedjax_robust import aggregators, attacks, data, local_sgd, run, tasks
+from fedjax_robust.engine import checkpoint
 from fedjax_robust.types import Knowledge, Simulation, Task
 
 checkpoint_file, result, pause = sys.argv[1], sys.argv[2], float(sys.argv[3])

@@ -16,7 +16,8 @@ import reference
 
 import fedjax_robust as fr
 from fedjax_robust import attacks, models, tasks
-from fedjax_robust.clients import local_sgd, sample_without_replacement
+from fedjax_robust.clients.batches import sample_without_replacement
+from fedjax_robust.clients.local import local_sgd
 from fedjax_robust.types import ClientData, Task
 
 POOL = 12
@@ -249,7 +250,7 @@ def test_an_empty_client_does_not_move(softmax, start, momentum):
 
 @pytest.mark.parametrize("how", [{"steps": 3}, {"epochs": 3}])
 def test_poison_changes_every_batch(softmax, start, how):
-    client = local_sgd(softmax, 0.3, None, poison=attacks.label_flip(3), **how)
+    client = local_sgd(softmax, 0.3, None, poison=attacks.poisons.label_flip(3), **how)
     update, _, _ = train(client, client_data(7, 9, EXAMPLES), params=start)
     flipped = reference.label_flip(LABELS, 3).astype(np.int32)
     assert not np.array_equal(flipped, LABELS)
@@ -297,7 +298,7 @@ def test_clipping_leaves_no_nan_at_a_zero_gradient():
 
 def test_label_flip_needs_two_classes():
     with pytest.raises(ValueError, match="num_classes >= 2, got num_classes=1"):
-        attacks.label_flip(1)
+        attacks.poisons.label_flip(1)
 
 
 def test_objective_replaces_the_loss_and_knows_the_received_model():

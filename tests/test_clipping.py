@@ -10,15 +10,9 @@ import pytest
 import reference as ref
 
 import fedjax_robust as fr
-from fedjax_robust import aggregators
-from fedjax_robust.aggregators import (
-    mean,
-    median,
-    norm_clipping,
-    participant_dp,
-    privacy_spent,
-    privacy_spent_poisson,
-)
+from fedjax_robust import privacy
+from fedjax_robust.aggregators import mean, median, norm_clipping
+from fedjax_robust.privacy import participant_dp, privacy_spent, privacy_spent_poisson
 
 
 @pytest.mark.parametrize("bound", [1e-28, 1e-20, 1e-3, 1.0, 1e20, 1e30])
@@ -235,7 +229,7 @@ def test_arguments_of_the_accountants(function):
             function(*arguments)
     array = [np.asarray(value) for value in good]
     assert function(*array) == function(*good)
-    assert aggregators.privacy_spent_poisson is privacy_spent_poisson
+    assert privacy.privacy_spent_poisson is privacy_spent_poisson
 
 
 def test_a_fraction_of_clients_is_for_poisson_only():

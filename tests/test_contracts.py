@@ -10,9 +10,10 @@ import pytest
 from test_simulate import SQUARES, play, showing, simulation, telling, telling_data
 
 import fedjax_robust as fr
-from fedjax_robust import aggregators, attacks, simulate
-from fedjax_robust.clients import local_sgd
-from fedjax_robust.participation import each_with_probability, varying_number
+from fedjax_robust import aggregators, attacks, engine, privacy
+from fedjax_robust.clients.local import local_sgd
+from fedjax_robust.engine import driver
+from fedjax_robust.engine.participation import each_with_probability, varying_number
 from fedjax_robust.types import (
     Aggregator,
     Attack,
@@ -88,20 +89,20 @@ def test_what_a_rule_returns_to_a_caller_is_checked():
     ],
 )
 def test_parts_of_another_kind(changes, message):
-    for call in (simulate.init, lambda *a: simulate.run(*a, 1)):
+    for call in (engine.init, lambda *a: engine.run(*a, 1)):
         with pytest.raises((ValueError, TypeError), match=message):
             call(simulation(**changes), KEY, telling_data(4))
 
 
 def test_numbers_may_be_arrays_without_axes():
     sim = simulation(num_malicious=np.int64(1), clients_per_round=jnp.int32(3))
-    _, history = simulate.run(sim, KEY, telling_data(4), np.int32(2), evaluate_every=np.int64(1))
+    _, history = engine.run(sim, KEY, telling_data(4), np.int32(2), evaluate_every=np.int64(1))
     assert history["ids"].shape == (2, 3)
 
 
 @pytest.mark.parametrize("key", [0, 1.5, None, np.uint32(7), "seed"])
 def test_a_seed_is_no_key(key):
-    for call in (simulate.init, lambda *a: simulate.run(*a, 1)):
+    for call in (engine.init, lambda *a: engine.run(*a, 1)):
         with pytest.raises(TypeError, match=r"needs a key of jax.random.key\(seed\)"):
             call(simulation(), key, telling_data(4))
 
@@ -116,7 +117,7 @@ def test_a_seed_is_no_key(key):
     ],
 )
 def test_a_first_model_of_another_shape(params, message):
-    for call in (simulate.init, lambda s, k, d, p: simulate.run(s, k, d, 1, params=p)):
+    for call in (engine.init, lambda s, k, d, p: engine.run(s, k, d, 1, params=p)):
         with pytest.raises((ValueError, TypeError), match=message):
             call(simulation(), KEY, telling_data(4), params)
 
@@ -172,7 +173,7 @@ def with_columns(**columns):
 )
 def test_data_that_cannot_be(linear, data, message):
     with pytest.raises((ValueError, TypeError), match=message):
-        simulate.run(linear, KEY, data, 1)
+        engine.run(linear, KEY, data, 1)
 
 
 def test_a_partition_of_a_stack_in_which_nobody_owns_anything(linear):
@@ -181,7 +182,7 @@ def test_a_partition_of_a_stack_in_which_nobody_owns_anything(linear):
         index=np.stack([data.index] * 2), count=np.stack([data.count, 0 * data.count])
     )
     with pytest.raises(ValueError, match="zeros in partition 1"):
-        simulate.run(linear, jax.random.split(KEY), stack, 1)
+        engine.run(linear, jax.random.split(KEY), stack, 1)
 
 
 def test_a_task_of_ones_own_may_name_its_examples_and_targets_as_it_likes():
@@ -191,7 +192,7 @@ def test_a_task_of_ones_own_may_name_its_examples_and_targets_as_it_likes():
     task = Task(lambda key: jnp.zeros(4), loss, lambda p, x: x @ p, lambda p: p)
     examples = {"image": images().examples["x"], "target": np.linspace(-3, 20, 12)}
     data = images(examples=examples)
-    state, _ = simulate.run(
+    state, _ = engine.run(
         Simulation(task, local_sgd(task, 0.1, None), aggregators.mean()), KEY, data, 1
     )
     # every client's gradient of the mean square over its three rows, from the zero model
@@ -200,7 +201,7 @@ def test_a_task_of_ones_own_may_name_its_examples_and_targets_as_it_likes():
     named = images(examples={"x": examples["image"], "y": np.linspace(-3, 20, 12)})
     own = task._replace(loss=lambda p, b: loss(p, {**b, "image": b["x"], "target": b["y"]}))
     sim = Simulation(own, local_sgd(own, 0.1, None), aggregators.mean())
-    again, _ = simulate.run(sim, KEY, named, 1)
+    again, _ = engine.run(sim, KEY, named, 1)
     np.testing.assert_allclose(again.params, state.params, rtol=1e-6)
 
 
@@ -304,13 +305,13 @@ def test_parts_that_break_their_promise(name):
     with pytest.raises((ValueError, TypeError), match=message):
         play(simulation(**changes), telling_data(4))
     with pytest.raises((ValueError, TypeError), match=message):
-        simulate.run(simulation(**changes), KEY, telling_data(4), 1)
+        engine.run(simulation(**changes), KEY, telling_data(4), 1)
 
 
 @pytest.mark.parametrize("result", [None, jnp.float32(1), {"a": None}, {1: jnp.ones(1)}, {"a": {}}])
 def test_what_evaluate_returns_is_checked(result):
     with pytest.raises(TypeError, match="evaluate must report arrays"):
-        simulate.run(simulation(), KEY, telling_data(4), 1, evaluate=lambda params: result)
+        engine.run(simulation(), KEY, telling_data(4), 1, evaluate=lambda params: result)
 
 
 # --- Knowledge of the coins ----------------------------------------------------------------------
@@ -325,7 +326,7 @@ def forecasting(key):
     def noise(coins):
         sim = simulation(
             client=telling(0.0),  # every update is zero: the aggregate is the noise
-            aggregator=aggregators.participant_dp(1.0, 0.5),
+            aggregator=privacy.participant_dp(1.0, 0.5),
             attack=Attack(lambda params: params, craft),
             knowledge=Knowledge(rule=True, coins=coins),
             num_malicious=1,
@@ -354,13 +355,13 @@ def test_a_forecast_without_coins_says_nothing_about_the_noise():
 
         sim = simulation(
             client=telling(0.0),
-            aggregator=aggregators.participant_dp(1.0, 0.5),
+            aggregator=privacy.participant_dp(1.0, 0.5),
             attack=Attack(lambda params: params, craft),
             knowledge=Knowledge(rule=True),
             num_malicious=1,
         )
-        state = simulate.init(sim, key, telling_data(4), jnp.zeros(3))
-        state, _ = simulate.step(sim, state, telling_data(4))
+        state = engine.init(sim, key, telling_data(4), jnp.zeros(3))
+        state, _ = engine.step(sim, state, telling_data(4))
         return state.params, state.attack
 
     real, forecast = jax.jit(jax.vmap(one))(jax.random.split(KEY, 300))
@@ -376,7 +377,7 @@ def test_an_attack_may_need_the_coins():
         num_malicious=1,
     )
     with pytest.raises(ValueError, match=r"needs Knowledge\(coins=True\)"):
-        simulate.init(sim, KEY, telling_data(4))
+        engine.init(sim, KEY, telling_data(4))
 
 
 def test_every_key_of_a_round_is_another():
@@ -415,10 +416,10 @@ def test_every_key_of_a_round_is_another():
     )
     drawn = []
     for seed in (0, 1):
-        state = simulate.init(sim, jax.random.key(seed), telling_data(4))
+        state = engine.init(sim, jax.random.key(seed), telling_data(4))
         keep("start", state.key)
         for _ in range(3):
-            state, info = simulate.step(sim, state, telling_data(4))
+            state, info = engine.step(sim, state, telling_data(4))
             drawn.append(info["updates"])
     keys = [key for several in seen.values() for key in several]
     assert len(keys) == 2 * (3 * 4 + 1) and len(set(keys)) == len(keys)
@@ -553,7 +554,7 @@ def test_a_sweep_over_the_number_of_malicious_clients(name):
             max_malicious=bound,
             **changes,
         )
-        state, history = simulate.run(sim, KEY, data, 2, params=jnp.ones(3))
+        state, history = engine.run(sim, KEY, data, 2, params=jnp.ones(3))
         return state.params, jnp.sum(history["malicious"], axis=1)
 
     numbers = [0, 1, 3]
@@ -568,17 +569,17 @@ def test_a_sweep_over_the_number_of_malicious_clients(name):
 def test_a_loop_over_the_number_of_malicious_clients_compiles_once():
     sim = simulation(attack=attacks.gaussian(), knowledge=Knowledge(others=True), max_malicious=3)
     data = telling_data(6)
-    simulate.run(sim, KEY, data, 2)
-    programs = simulate._block_jit._cache_size(), simulate._init._cache_size()
+    engine.run(sim, KEY, data, 2)
+    programs = driver._block_jit._cache_size(), driver._init._cache_size()
     for number in (1, 2, np.int32(3), jnp.int32(2)):
-        _, history = simulate.run(sim._replace(num_malicious=number), KEY, data, 2)
+        _, history = engine.run(sim._replace(num_malicious=number), KEY, data, 2)
         assert np.all(history["malicious"].sum(axis=1) == int(number))
-    assert (simulate._block_jit._cache_size(), simulate._init._cache_size()) == programs
+    assert (driver._block_jit._cache_size(), driver._init._cache_size()) == programs
 
 
 def test_a_traced_number_needs_a_bound():
     def final(number):
-        return simulate.run(simulation(num_malicious=number), KEY, telling_data(4), 1)[0].params
+        return engine.run(simulation(num_malicious=number), KEY, telling_data(4), 1)[0].params
 
     with pytest.raises(TypeError, match="needs max_malicious"):
         jax.vmap(final)(jnp.arange(3))
@@ -601,10 +602,10 @@ def test_equal_simulations_are_one_program():
     assert sim() == sim() and hash(sim()) == hash(sim())
     assert sim() != sim()._replace(aggregator=aggregators.krum(f=2))
     data = telling_data(6)
-    simulate.run(sim(), KEY, data, 2)
-    programs = simulate._block_jit._cache_size()
-    simulate.run(sim(), KEY, data, 2)
-    assert simulate._block_jit._cache_size() == programs
+    engine.run(sim(), KEY, data, 2)
+    programs = driver._block_jit._cache_size()
+    engine.run(sim(), KEY, data, 2)
+    assert driver._block_jit._cache_size() == programs
 
 
 @pytest.mark.parametrize("key", [KEY, jax.random.split(KEY)], ids=["one seed", "seeds"])
@@ -617,7 +618,7 @@ def test_the_progress_bar_shows_the_scalars(capsys, key):
         }
         return scalars | {"vector": params, "d": 1.0, "e": 2.0, "f": 3.0}
 
-    simulate.run(simulation(), key, telling_data(4), 2, evaluate=evaluate, progress=True)
+    engine.run(simulation(), key, telling_data(4), 2, evaluate=evaluate, progress=True)
     shown = capsys.readouterr().err
     for text in ("test_error=0.25", "attack_success=1e-07", "steps=1.235e+05", "d=1", "e=2"):
         assert text in shown

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference as ref
 
-from fedjax_robust import aggregators, metrics
+from fedjax_robust import aggregators, metrics, privacy
 from fedjax_robust.types import Received
 
 WEIGHTS = [None, np.array([1, 0, 1, 1, 2, 1, 1, 0, 1, 1, 1], np.float32)]
@@ -48,7 +48,7 @@ def clipped_median(bound):
 
 
 def noisy_mean(noise):
-    return aggregators.participant_dp(5.0, noise)
+    return privacy.participant_dp(5.0, noise)
 
 
 def by_first_parameter(drop):
@@ -309,7 +309,7 @@ def test_cosine_to_a_model_that_is_zero():
     ("make", "text"),
     [
         (lambda: aggregators.norm_clipping(0), "bound > 0, got bound=0"),
-        (lambda: aggregators.participant_dp(1, -1), "noise >= 0, got noise=-1"),
+        (lambda: privacy.participant_dp(1, -1), "noise >= 0, got noise=-1"),
         (lambda: aggregators.auror(0), "auror needs threshold > 0, got threshold=0"),
         (lambda: aggregators.auror(np.nan), "threshold > 0"),
         (lambda: aggregators.auror(np.inf), "threshold > 0 and finite"),

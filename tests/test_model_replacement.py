@@ -11,9 +11,9 @@ import reference as ref
 
 import fedjax_robust as fr
 from fedjax_robust import aggregators, attacks, metrics, models
-from fedjax_robust.clients import local_sgd
+from fedjax_robust.clients.local import local_sgd
 from fedjax_robust.data import from_owner, iid
-from fedjax_robust.simulate import init, step
+from fedjax_robust.engine.round import init, step
 from fedjax_robust.types import AttackerView, Client, ClientData, Simulation, Task
 
 # --- The server of eq. 1 -----------------------------------------------------------------------------
@@ -53,11 +53,17 @@ TWENTY = from_owner({"x": np.zeros((20, 1)), "y": np.zeros(20, int)}, np.arange(
     ("rule", "server", "gamma", "attackers", "divide"),
     [
         # Bagdasaryan et al.: n = 20 clients, 5 in a round, gamma = n / eta.
-        (aggregators.fedavg_eta(1.0, 20), 1.0, 20.0, 1, attacks.equal_parts),
-        (aggregators.fedavg_eta(0.25, 20), 1.0, 80.0, 3, attacks.equal_parts),
-        (aggregators.fedavg_eta(4.0, 20), 1.0, 5.0, 3, attacks.orthogonal_parts),  # eta = n / m
+        (aggregators.fedavg_eta(1.0, 20), 1.0, 20.0, 1, attacks.divisions.equal_parts),
+        (aggregators.fedavg_eta(0.25, 20), 1.0, 80.0, 3, attacks.divisions.equal_parts),
+        (
+            aggregators.fedavg_eta(4.0, 20),
+            1.0,
+            5.0,
+            3,
+            attacks.divisions.orthogonal_parts,
+        ),  # eta = n / m
         # DBA: eta / m; gamma = m / eta.
-        (aggregators.mean(), 0.1, 50.0, 1, attacks.orthogonal_parts),
+        (aggregators.mean(), 0.1, 50.0, 1, attacks.divisions.orthogonal_parts),
     ],
 )
 def test_replacement_gives_the_attackers_model(rule, server, gamma, attackers, divide):
@@ -99,7 +105,10 @@ def test_scaling_lets_every_attacker_train_by_itself():
 def test_orthogonal_parts_evade_similarity_and_equal_parts_do_not():
     key, difference = jax.random.key(1), jax.random.normal(jax.random.key(2), (1000,))
     there = jnp.array([True, False, True, True])
-    for divide, most in ((attacks.orthogonal_parts(12.0), 0.0), (attacks.equal_parts(12.0), 1.0)):
+    for divide, most in (
+        (attacks.divisions.orthogonal_parts(12.0), 0.0),
+        (attacks.divisions.equal_parts(12.0), 1.0),
+    ):
         rows = divide(key, difference, there)
         np.testing.assert_allclose(rows.sum(axis=0), 12 * difference, rtol=1e-5)
         assert not rows[1].any()
@@ -111,9 +120,11 @@ def test_orthogonal_parts_evade_similarity_and_equal_parts_do_not():
 
 
 def test_norm_bounded_by_hand():
-    rows = attacks.norm_bounded(10.0)(None, jnp.array([3.0, 0.0, 4.0]), jnp.array([True, True]))
+    rows = attacks.divisions.norm_bounded(10.0)(
+        None, jnp.array([3.0, 0.0, 4.0]), jnp.array([True, True])
+    )
     np.testing.assert_allclose(rows, [[6, 0, 8]] * 2, rtol=1e-6)
-    rows = attacks.norm_bounded(10.0)(None, jnp.zeros(3), jnp.array([True]))
+    rows = attacks.divisions.norm_bounded(10.0)(None, jnp.zeros(3), jnp.array([True]))
     np.testing.assert_array_equal(rows, 0)  # X = G
 
 
@@ -125,7 +136,7 @@ def test_models_are_trained_only_when_an_attacker_is_there():
         POINT,
         nothing(),
         aggregators.mean(),
-        attacks.model_replacement(counting, OWN, attacks.copies()),
+        attacks.model_replacement(counting, OWN, attacks.divisions.copies()),
         num_malicious=2,
         participants=fr.attackers_selected(20, 4, rounds),
     )
@@ -140,10 +151,10 @@ def test_models_are_trained_only_when_an_attacker_is_there():
 @pytest.mark.parametrize(
     "make",
     [
-        attacks.equal_parts,
-        attacks.norm_bounded,
-        attacks.orthogonal_parts,
-        attacks.copies,
+        attacks.divisions.equal_parts,
+        attacks.divisions.norm_bounded,
+        attacks.divisions.orthogonal_parts,
+        attacks.divisions.copies,
         attacks.train_and_scale,
     ],
 )
@@ -158,14 +169,17 @@ def test_factors_are_positive(make):
 RNG = np.random.default_rng(5)
 G, FAR = RNG.normal(size=(2, 7))
 TERMS = {
-    "p = 1": (attacks.p_distance(1), lambda x, g: ref.p_distance(x, g, 1)),
-    "p = 1.5": (attacks.p_distance(1.5), lambda x, g: ref.p_distance(x, g, 1.5)),
-    "p = 2": (attacks.p_distance(), lambda x, g: ref.p_distance(x, g, 2)),
-    "p = 3": (attacks.p_distance(3), lambda x, g: ref.p_distance(x, g, 3)),
-    "p = inf": (attacks.p_distance(math.inf), lambda x, g: ref.p_distance(x, g, math.inf)),
-    "cosine": (attacks.cosine_distance, ref.cosine_distance),
+    "p = 1": (attacks.objectives.p_distance(1), lambda x, g: ref.p_distance(x, g, 1)),
+    "p = 1.5": (attacks.objectives.p_distance(1.5), lambda x, g: ref.p_distance(x, g, 1.5)),
+    "p = 2": (attacks.objectives.p_distance(), lambda x, g: ref.p_distance(x, g, 2)),
+    "p = 3": (attacks.objectives.p_distance(3), lambda x, g: ref.p_distance(x, g, 3)),
+    "p = inf": (
+        attacks.objectives.p_distance(math.inf),
+        lambda x, g: ref.p_distance(x, g, math.inf),
+    ),
+    "cosine": (attacks.objectives.cosine_distance, ref.cosine_distance),
     "own": (
-        lambda x, g: attacks.cosine_distance(g + 9 * (x - g), g),
+        lambda x, g: attacks.objectives.cosine_distance(g + 9 * (x - g), g),
         lambda x, g: ref.cosine_distance(g + 9 * (x - g), g),
     ),
 }
@@ -209,12 +223,12 @@ def test_anomaly_terms_are_safe(name):
 
 def test_anomaly_terms_refuse():
     with pytest.raises(ValueError, match=r"p in \[1, inf\], got p=0.5"):
-        attacks.p_distance(0.5)
+        attacks.objectives.p_distance(0.5)
     for alpha in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match=r"alpha in \[0, 1\]"):
-            attacks.constrain(alpha, attacks.p_distance())
+            attacks.objectives.constrain(alpha, attacks.objectives.p_distance())
     with pytest.raises(ValueError, match="epsilon > 0, got epsilon=0"):
-        attacks.converged(POINT, {}, 0)
+        attacks.objectives.converged(POINT, {}, 0)
 
 
 # --- Algorithm 2 -------------------------------------------------------------------------------------
@@ -243,10 +257,10 @@ def test_constrain_and_scale_is_algorithm_2():
             optax.exponential_decay(0.8, 2, 0.1, staircase=True),
             None,
             epochs=6,
-            objective=attacks.constrain(alpha, attacks.p_distance()),
-            stop=attacks.converged(SOFTMAX, BACKDOOR, epsilon),
+            objective=attacks.objectives.constrain(alpha, attacks.objectives.p_distance()),
+            stop=attacks.objectives.converged(SOFTMAX, BACKDOOR, epsilon),
         )
-        attack = attacks.model_replacement(client, DATA, attacks.equal_parts(20.0))
+        attack = attacks.model_replacement(client, DATA, attacks.divisions.equal_parts(20.0))
         malicious = jnp.array([True, False])
         view = AttackerView(
             updates=jnp.zeros((2, len(START))),
@@ -280,7 +294,7 @@ def test_gradient_of_the_objective_is_exact():
         task = fr.classification(models.SoftmaxRegression(3), jnp.zeros((1, 4)))
         for anomaly, definition in (TERMS["p = 2"], TERMS["cosine"]):
             received = jnp.asarray(START, jnp.float64)
-            loss = attacks.constrain(0.3, anomaly)(task.loss, received)
+            loss = attacks.objectives.constrain(0.3, anomaly)(task.loss, received)
             batch = {"x": jnp.asarray(FEATURES, jnp.float64), "y": jnp.asarray(LABELS)}
             params = received + 0.1 * jax.random.normal(jax.random.key(1), received.shape)
             slope = np.asarray(jax.grad(loss)(params, batch))
@@ -305,7 +319,11 @@ def test_the_constraint_keeps_the_model_close():
 
     def train(alpha):
         client = local_sgd(
-            SOFTMAX, 0.1, None, epochs=20, objective=attacks.constrain(alpha, attacks.p_distance())
+            SOFTMAX,
+            0.1,
+            None,
+            epochs=20,
+            objective=attacks.objectives.constrain(alpha, attacks.objectives.p_distance()),
         )
         return client.update(jax.random.key(0), START, (), DATA)[0]
 
@@ -433,7 +451,7 @@ RULE = aggregators.fedavg_eta(1.0, N)
 
 def own_client(**more) -> Client:
     rate = optax.exponential_decay(0.1, 2, 0.1, staircase=True)
-    poison = attacks.replace_by(D_BACKDOOR, 5, 0.05)
+    poison = attacks.poisons.replace_by(D_BACKDOOR, 5, 0.05)
     return local_sgd(TASK, rate, 16, epochs=6, poison=poison, **more)
 
 
@@ -465,7 +483,9 @@ OWN_DATA = ClientData(PARTS.examples, jnp.arange(200), jnp.int32(200))
 
 def test_single_shot(trained):
     """One attacker in one round replaces the model; its data without scaling do not."""
-    whole = attacks.model_replacement(own_client(), OWN_DATA, attacks.equal_parts(float(N)))
+    whole = attacks.model_replacement(
+        own_client(), OWN_DATA, attacks.divisions.equal_parts(float(N))
+    )
     success, error = attacked(trained, whole, **ALONE)
     assert np.all(success[:2] < 0.05) and success[2] > 0.9
     assert error[2] < error[1] + 0.1
@@ -477,8 +497,8 @@ def test_krum_takes_the_unscaled_model(trained):
     """Three of ten participants submit the same model close to the global one, and Krum takes it whole;
     honest updates are noisier (section VI-B)."""
     noisy = local_sgd(TASK, 2.0, 4, epochs=2)
-    close = own_client(objective=attacks.constrain(0.7, attacks.p_distance()))
-    attack = attacks.model_replacement(close, OWN_DATA, attacks.copies())
+    close = own_client(objective=attacks.objectives.constrain(0.7, attacks.objectives.p_distance()))
+    attack = attacks.model_replacement(close, OWN_DATA, attacks.divisions.copies())
     krum = aggregators.krum(3)
     more = {
         "num_malicious": 3,
@@ -491,8 +511,9 @@ def test_krum_takes_the_unscaled_model(trained):
 def test_two_backdoors_at_once(trained):
     """Two sets of images in each batch, with two labels."""
     other = {"x": D_BACKDOOR["x"].at[:, 6].add(-4).at[:, 7].add(4), "y": jnp.full(20, 0)}
-    poison = attacks.in_turn(
-        attacks.replace_by(D_BACKDOOR, 4, 0.05), attacks.replace_by(other, 4, 0.05, skip=4)
+    poison = attacks.poisons.in_turn(
+        attacks.poisons.replace_by(D_BACKDOOR, 4, 0.05),
+        attacks.poisons.replace_by(other, 4, 0.05, skip=4),
     )
     client = local_sgd(TASK, 0.1, 16, epochs=8, poison=poison)
     x = trained + jax.jit(client.update)(jax.random.key(1), trained, (), OWN_DATA)[0]
@@ -509,9 +530,13 @@ def test_distributed_backdoor(trained):
     def both(x):
         return triggers[1](triggers[0](x))
 
-    test = attacks.triggered({"x": jnp.asarray(TEST["x"]), "y": jnp.asarray(TEST["y"])}, both)
+    test = attacks.backdoors.triggered(
+        {"x": jnp.asarray(TEST["x"]), "y": jnp.asarray(TEST["y"])}, both
+    )
     evaluate = metrics.attack_success(TASK, test, 2)
-    client = local_sgd(TASK, 0.05, 16, epochs=10, poison=attacks.distributed(triggers, 2, 5))
+    client = local_sgd(
+        TASK, 0.05, 16, epochs=10, poison=attacks.poisons.distributed(triggers, 2, 5)
+    )
     rounds = jnp.array([[False, False], [True, False], [False, True]])
     server = optax.sgd(0.1)  # DBA's: eta / m, so that gamma = m / eta
     attack = attacks.in_rounds(attacks.scaling(M / 0.1, client), rounds, HONEST)

@@ -624,7 +624,10 @@ def test_dirichlet_truncated_says_what_is_left_over():
 def test_dirichlet_vmaps_and_rejects(make):
     pool = make_pool(501, 5)
     alphas = jnp.array([0.1, 10.0])
-    part = lambda alpha: make(KEY, pool, 12, alpha, capacity=501)  # noqa: E731
+
+    def part(alpha):
+        return make(KEY, pool, 12, alpha, capacity=501)
+
     data = jax.vmap(part, out_axes=POOL_AXES)(alphas)
     for i in range(2):
         one = FederatedData(data.examples, data.index[i], data.count[i])

@@ -8,7 +8,7 @@ import reference as ref
 
 import fedjax_robust as fr
 from fedjax_robust import attacks, data, metrics, models
-from fedjax_robust.clients import local_sgd
+from fedjax_robust.clients.local import local_sgd
 from fedjax_robust.data import partition
 from fedjax_robust.types import ClientData
 
@@ -32,7 +32,7 @@ SET = {"x": -jnp.arange(1.0, 7).reshape(3, 2), "y": jnp.array([7, 8, 9], jnp.int
 )
 def test_replace_by_takes_the_first_present_examples(c, skip, replaced):
     """Each becomes an example of the set, drawn anew; nothing else changes."""
-    poison = jax.jit(jax.vmap(attacks.replace_by(SET, c, skip=skip), (0, None)))
+    poison = jax.jit(jax.vmap(attacks.poisons.replace_by(SET, c, skip=skip), (0, None)))
     changed = poison(jax.random.split(jax.random.key(0), 3000), BATCH)
     is_new = np.isin(np.arange(B), replaced)
     np.testing.assert_array_equal(changed["y"][:, ~is_new], np.tile(BATCH["y"][~is_new], (3000, 1)))
@@ -50,7 +50,7 @@ def test_replace_by_takes_the_first_present_examples(c, skip, replaced):
 
 def test_replace_by_without_a_mask():
     batch = {"x": BATCH["x"], "y": BATCH["y"]}
-    changed = attacks.replace_by(SET, 2)(jax.random.key(0), batch)
+    changed = attacks.poisons.replace_by(SET, 2)(jax.random.key(0), batch)
     np.testing.assert_array_equal(changed["y"][2:], BATCH["y"][2:])
     assert set(changed["y"][:2].tolist()) <= {7, 8, 9} and set(changed) == {"x", "y"}
 
@@ -58,7 +58,7 @@ def test_replace_by_without_a_mask():
 def test_noise_is_gaussian_and_only_on_backdoor_examples():
     one = {"x": jnp.full((1, 50, 40), 0.5), "y": jnp.array([1])}
     batch = {"x": jnp.zeros((4, 50, 40)), "y": jnp.zeros(4, int)}
-    x = attacks.replace_by(one, 2, noise=0.05)(jax.random.key(1), batch)["x"]
+    x = attacks.poisons.replace_by(one, 2, noise=0.05)(jax.random.key(1), batch)["x"]
     z = (np.asarray(x[:2], float) - 0.5) / 0.05
     assert abs(z.mean()) < 5 / 63 and abs((z**2).mean() - 1) < 5 * np.sqrt(2) / 63
     assert abs((z**4).mean() - 3) < 5 * np.sqrt(96) / 63
@@ -71,8 +71,9 @@ def add_ten(x):
 
 
 def test_replace_by_triggered_and_several_in_turn():
-    poison = attacks.in_turn(
-        attacks.replace_by_triggered(add_ten, 4, c=2), attacks.replace_by(SET, 1, skip=2)
+    poison = attacks.poisons.in_turn(
+        attacks.poisons.replace_by_triggered(add_ten, 4, c=2),
+        attacks.poisons.replace_by(SET, 1, skip=2),
     )
     changed = poison(jax.random.key(0), BATCH)
     np.testing.assert_array_equal(changed["x"][1:3], BATCH["x"][1:3] + 10)
@@ -86,13 +87,13 @@ def test_in_turn_gives_each_poison_its_own_key():
         return {**batch, "x": batch["x"] + jax.random.normal(key)}
 
     one = shuffle(jax.random.key(0), BATCH)["x"] - BATCH["x"]
-    both = attacks.in_turn(shuffle, shuffle)(jax.random.key(0), BATCH)["x"] - BATCH["x"]
+    both = attacks.poisons.in_turn(shuffle, shuffle)(jax.random.key(0), BATCH)["x"] - BATCH["x"]
     assert abs(float(both[0, 0] - 2 * one[0, 0])) > 1e-3
 
 
 def test_distributed_triggers_go_by_client():
     triggers = [lambda x, i=i: x.at[:, 0].set(-1.0 - i) for i in range(3)]
-    poison = attacks.distributed(triggers, 5, c=2)
+    poison = attacks.poisons.distributed(triggers, 5, c=2)
     for client in range(5):
         changed = jax.jit(poison)(jax.random.key(0), BATCH | {"client": jnp.int32(client)})
         np.testing.assert_array_equal(changed["x"][1:3, 0], -1.0 - client % 3)
@@ -104,7 +105,7 @@ def test_victims_are_there_with_and_without_the_trigger():
     """Present examples of the victim label come twice; everything else counts once, as it is."""
     batch = BATCH | {"y": jnp.array([3, 3, 1, 0, 3, 1, 3, 2, 3], jnp.int32)}
     for labels in ((3, 1), (jnp.int32(3), jnp.int32(1))):
-        poison = jax.jit(attacks.add_triggered_victims(add_ten, *labels))
+        poison = jax.jit(attacks.poisons.add_triggered_victims(add_ten, *labels))
         both = poison(jax.random.key(0), batch)
         for name in ("x", "y", "mask", "user"):
             np.testing.assert_array_equal(both[name][:B], batch[name])
@@ -114,7 +115,7 @@ def test_victims_are_there_with_and_without_the_trigger():
         np.testing.assert_array_equal(both["user"][B:], batch["user"])
         assert both["client"] == batch["client"]
     no_mask = {name: batch[name] for name in ("x", "y")}
-    both = attacks.add_triggered_victims(add_ten, 3, 1)(jax.random.key(0), no_mask)
+    both = attacks.poisons.add_triggered_victims(add_ten, 3, 1)(jax.random.key(0), no_mask)
     np.testing.assert_array_equal(both["mask"], [1] * B + [1, 1, 0, 0, 1, 0, 1, 0, 1])
     for victim, target, named in (
         (3, 3, "victim=3, target=3"),
@@ -123,29 +124,29 @@ def test_victims_are_there_with_and_without_the_trigger():
         (0, -1, "target=-1"),
     ):
         with pytest.raises(ValueError, match=named):
-            attacks.add_triggered_victims(add_ten, victim, target)
+            attacks.poisons.add_triggered_victims(add_ten, victim, target)
 
 
 def test_poisons_refuse():
     for make in (
-        lambda **k: attacks.replace_by(SET, **k),
-        lambda **k: attacks.replace_by_triggered(add_ten, 0, **k),
-        lambda **k: attacks.distributed([add_ten], 0, **k),
+        lambda **k: attacks.poisons.replace_by(SET, **k),
+        lambda **k: attacks.poisons.replace_by_triggered(add_ten, 0, **k),
+        lambda **k: attacks.poisons.distributed([add_ten], 0, **k),
     ):
         for bad, text in (({"c": 0}, "c >= 1, got c=0"), ({"c": 1, "skip": -1}, "skip >= 0")):
             with pytest.raises(ValueError, match=text):
                 make(**bad)
     with pytest.raises(ValueError, match="noise >= 0"):
-        attacks.replace_by(SET, 1, noise=-1.0)
+        attacks.poisons.replace_by(SET, 1, noise=-1.0)
     for bad in ({"x": SET["x"][:0], "y": SET["y"][:0]}, {"x": SET["x"], "y": SET["y"][:2]}):
         with pytest.raises(ValueError, match="common number of examples, at least 1"):
-            attacks.replace_by(bad, 1)
+            attacks.poisons.replace_by(bad, 1)
     for triggers, target, text in (
         ([], 0, "at least one of triggers"),
         ([add_ten], -1, "target >= 0"),
     ):
         with pytest.raises(ValueError, match=text):
-            attacks.distributed(triggers, target, 1)
+            attacks.poisons.distributed(triggers, target, 1)
 
 
 # --- Triggers ----------------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ def test_poisons_refuse():
 
 def picture(pixels, height, width):
     """Drawn as lines of text."""
-    x = np.asarray(attacks.pixel_trigger(pixels)(jnp.zeros((1, 28, 28, 3))))
+    x = np.asarray(attacks.backdoors.pixel_trigger(pixels)(jnp.zeros((1, 28, 28, 3))))
     assert np.all(x[..., 0] == x[..., 2])
     lines = ["".join("#" if value else "." for value in row) for row in x[0, :, :, 1]]
     assert not x[0, height:].any() and not x[0, :, width:].any()
@@ -162,24 +163,27 @@ def picture(pixels, height, width):
 
 def test_triggers_of_dba():
     """Four bars each; together they are the global trigger. Drawn by hand from the table of settings."""
-    assert picture(sum(attacks.DBA_MNIST_PIXELS, ()), 4, 10) == [
+    assert picture(sum(attacks.backdoors.DBA_MNIST_PIXELS, ()), 4, 10) == [
         "####..####",
         "..........",
         "..........",
         "####..####",
     ]
-    assert picture(sum(attacks.DBA_CIFAR_PIXELS, ()), 5, 15) == [
+    assert picture(sum(attacks.backdoors.DBA_CIFAR_PIXELS, ()), 5, 15) == [
         "######...######",
         "...............",
         "...............",
         "...............",
         "######...######",
     ]
-    for parts, size in ((attacks.DBA_MNIST_PIXELS, 4), (attacks.DBA_CIFAR_PIXELS, 6)):
+    for parts, size in (
+        (attacks.backdoors.DBA_MNIST_PIXELS, 4),
+        (attacks.backdoors.DBA_CIFAR_PIXELS, 6),
+    ):
         assert [len(part) for part in parts] == [size] * 4
         assert len(set(sum(parts, ()))) == 4 * size
-    assert picture(attacks.DBA_MNIST_PIXELS[1], 1, 10) == ["......####"]
-    assert picture(attacks.DBA_MNIST_PIXELS[2], 4, 4)[3] == "####"
+    assert picture(attacks.backdoors.DBA_MNIST_PIXELS[1], 1, 10) == ["......####"]
+    assert picture(attacks.backdoors.DBA_MNIST_PIXELS[2], 4, 4)[3] == "####"
 
 
 @pytest.mark.parametrize(
@@ -193,25 +197,25 @@ def test_triggers_of_dba():
     ],
 )
 def test_patterns_of_one_to_nine_pixels(number, lines):
-    drawn = picture(attacks.NINE_PIXELS[:number], 27, 27)
+    drawn = picture(attacks.backdoors.NINE_PIXELS[:number], 27, 27)
     assert [line[24:] for line in drawn[24:]] == lines
 
 
 def test_mask_trigger():
     x = jnp.ones((2, 2, 2, 3))
     mask = np.array([[True, False], [False, False]])[:, :, None]
-    y = attacks.mask_trigger(mask, np.array([0.1, 0.2, 0.3]))(x)
+    y = attacks.backdoors.mask_trigger(mask, np.array([0.1, 0.2, 0.3]))(x)
     np.testing.assert_allclose(y[1, 0, 0], [0.1, 0.2, 0.3], rtol=1e-6)
     assert float(y.sum()) == pytest.approx(2 * (9 + 0.6))
     np.testing.assert_array_equal(
-        attacks.mask_trigger(np.array([True, False]))(jnp.zeros((1, 2))), [[1, 0]]
+        attacks.backdoors.mask_trigger(np.array([True, False]))(jnp.zeros((1, 2))), [[1, 0]]
     )
     for bad in (np.ones(2), np.zeros(2, bool)):
         with pytest.raises(ValueError, match="mask of bool that covers something"):
-            attacks.mask_trigger(bad)
+            attacks.backdoors.mask_trigger(bad)
     for shape in ((1, 3), (1, 2, 3)):
         with pytest.raises(ValueError, match="does not fit"):
-            attacks.mask_trigger(np.array([True, False]))(jnp.zeros(shape))
+            attacks.backdoors.mask_trigger(np.array([True, False]))(jnp.zeros(shape))
 
 
 # --- Semantic backdoors ------------------------------------------------------------------------------
@@ -223,7 +227,7 @@ POOL = {
 
 
 def test_semantic_backdoor_by_hand():
-    split = attacks.semantic_backdoor(POOL, [4, 1, 5], held_out=1, target=0)
+    split = attacks.backdoors.semantic_backdoor(POOL, [4, 1, 5], held_out=1, target=0)
     np.testing.assert_array_equal(split.train["x"], POOL["x"][[1, 5]])
     np.testing.assert_array_equal(split.train["y"], [0, 0])
     np.testing.assert_array_equal(split.held_out["x"], POOL["x"][[4]])
@@ -236,7 +240,7 @@ def test_semantic_backdoor_by_hand():
 def test_semantic_backdoor_refuses():
     for rows in ([], [6, 0], [-1, 0], [1, 1]):
         with pytest.raises(ValueError, match=r"different rows in \[0, 6\)"):
-            attacks.semantic_backdoor(POOL, rows, 0, 0)
+            attacks.backdoors.semantic_backdoor(POOL, rows, 0, 0)
     for held_out, target, named in (
         (2, 0, "held_out=2, target=0"),
         (-1, 0, "held_out=-1"),
@@ -244,11 +248,15 @@ def test_semantic_backdoor_refuses():
         (0, -1, "target=-1"),
     ):
         with pytest.raises(ValueError, match=named):
-            attacks.semantic_backdoor(POOL, [1, 2], held_out, target)
+            attacks.backdoors.semantic_backdoor(POOL, [1, 2], held_out, target)
 
 
 def test_numbers_of_cifar_images():
-    groups = (attacks.CIFAR_RACING_STRIPES, attacks.CIFAR_GREEN_CARS, attacks.CIFAR_STRIPED_WALLS)
+    groups = (
+        attacks.backdoors.CIFAR_RACING_STRIPES,
+        attacks.backdoors.CIFAR_GREEN_CARS,
+        attacks.backdoors.CIFAR_STRIPED_WALLS,
+    )
     assert [len(group) for group in groups] == [22, 30, 12]
     numbers = sum(groups, ())
     assert len(set(numbers)) == 64 and max(numbers) < 50_000

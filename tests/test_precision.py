@@ -15,23 +15,14 @@ import numpy as np
 import pytest
 import reference as ref
 
-from fedjax_robust import robust_stats
 from fedjax_robust.aggregators import bulyan, krum, multi_krum, sybil_check
-from fedjax_robust.aggregators.krum import (
-    bulyan_selection,
-    root_krum_scores,
-    root_krum_scores_without_each,
-)
-from fedjax_robust.attacks.fang import _Search
-from fedjax_robust.robust_stats import (
-    direction_and_length,
-    pairwise_distances,
-    pairwise_squared_distances,
-    power_of_two,
-    safe_norm,
-    trimmed_mean_of_present,
-    weighted_mean,
-)
+from fedjax_robust.aggregators.bulyan import bulyan_selection
+from fedjax_robust.aggregators.krum import root_krum_scores, root_krum_scores_without_each
+from fedjax_robust.attacks.fang_krum import _Search
+from fedjax_robust.kernels import distances as kernel
+from fedjax_robust.kernels.distances import pairwise_distances, pairwise_squared_distances
+from fedjax_robust.kernels.norms import direction_and_length, power_of_two, safe_norm, weighted_mean
+from fedjax_robust.kernels.ranks import trimmed_mean_of_present
 from fedjax_robust.types import Received
 
 N, D, F = 20, 200, 6
@@ -145,8 +136,8 @@ def test_distances_of_odd_matrices() -> None:
 @pytest.mark.parametrize("products", [0, 1])
 def test_distances_row_by_row(monkeypatch: pytest.MonkeyPatch, products: int) -> None:
     """What is left after the products of matrices; usually nothing is."""
-    monkeypatch.setattr(robust_stats, "_PRODUCTS", products)
-    compiled = jax.jit(jax.vmap(robust_stats._accurate_distances.__wrapped__, in_axes=(0, None)))
+    monkeypatch.setattr(kernel, "_PRODUCTS", products)
+    compiled = jax.jit(jax.vmap(kernel._accurate_distances.__wrapped__, in_axes=(0, None)))
     matrices = odd_matrices()
     results = np.asarray(compiled(np.array(list(matrices.values())), EVERYBODY))
     for (what, x), distances in zip(matrices.items(), results, strict=True):
@@ -158,8 +149,8 @@ def test_distances_of_ordinary_rows_take_one_product(monkeypatch: pytest.MonkeyP
     rng = np.random.default_rng(2)
     x = (0.3 * rng.normal(size=D) + rng.normal(size=(N, D))).astype(np.float32)
     x[:4] *= -3
-    monkeypatch.setattr(robust_stats, "_PRODUCTS", 0)
-    monkeypatch.setattr(robust_stats, "_BELIEVED", 0.2)
+    monkeypatch.setattr(kernel, "_PRODUCTS", 0)
+    monkeypatch.setattr(kernel, "_BELIEVED", 0.2)
     steps = []
     while_loop = jax.lax.while_loop
 
@@ -169,7 +160,7 @@ def test_distances_of_ordinary_rows_take_one_product(monkeypatch: pytest.MonkeyP
         return result
 
     monkeypatch.setattr(jax.lax, "while_loop", counted)
-    distances = robust_stats._accurate_distances.__wrapped__(jnp.asarray(x), jnp.asarray(EVERYBODY))
+    distances = kernel._accurate_distances.__wrapped__(jnp.asarray(x), jnp.asarray(EVERYBODY))
     assert steps == [0, 0]
     assert np.max(relative_errors(np.asarray(distances), x)) < 1e-6
 

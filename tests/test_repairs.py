@@ -8,7 +8,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import fedjax_robust as fr
-from fedjax_robust import aggregators, metrics, models, nn, repairs
+from fedjax_robust import aggregators, attacks, metrics, models, nn, repairs
 from fedjax_robust.types import FederatedData
 
 
@@ -110,7 +110,7 @@ def test_ranking_vote_by_hand():
     reported = repairs.ranks(jnp.array([[0.5, 0.1, 9.0], [0.0, 2.0, 1.0], [1.0, 7.0, 3.0]]))
     np.testing.assert_array_equal(reported, [[2, 1, 3], [1, 3, 2], [1, 3, 2]])
     np.testing.assert_array_equal(repairs.ranking_vote(reported), [0, 1, 2])
-    lied = repairs.reversed_ranks(reported, jnp.array([True, False, False]))
+    lied = attacks.repair_aware.reversed_ranks(reported, jnp.array([True, False, False]))
     np.testing.assert_array_equal(lied, [[2, 3, 1], [1, 3, 2], [1, 3, 2]])
     np.testing.assert_array_equal(repairs.ranking_vote(lied), [0, 2, 1])
 
@@ -320,11 +320,15 @@ def test_objectives_have_the_gradients_they_should(problem):
     task, layer, params, data = problem
     batch = {"x": data.examples["x"][:6], "y": data.examples["y"][:6]}
     plain = jax.grad(task.loss)(params, batch)
-    penalised = jax.grad(repairs.l2_penalty(layer, 0.3)(task.loss, params))(params, batch)
+    penalised = jax.grad(attacks.repair_aware.l2_penalty(layer, 0.3)(task.loss, params))(
+        params, batch
+    )
     expected = plain + 0.6 * jnp.where(layer.is_weight, params, 0)
     np.testing.assert_allclose(penalised, expected, rtol=1e-4, atol=1e-6)
     keep = jnp.array([True, False, True, True, False])
-    aware = jax.grad(repairs.pruning_aware(layer, keep)(task.loss, params))(params, batch)
+    aware = jax.grad(attacks.repair_aware.pruning_aware(layer, keep)(task.loss, params))(
+        params, batch
+    )
     gone = np.isin(layer.channel, [1, 4])
     assert np.all(aware[gone] == 0)
     pruned = jax.grad(task.loss)(repairs.with_neurons(layer, params, keep), batch)
@@ -333,7 +337,7 @@ def test_objectives_have_the_gradients_they_should(problem):
 
 def test_self_clipping(problem):
     _, layer, params, _ = problem
-    clipped = repairs.self_clipping(layer, 1.5)(params)
+    clipped = attacks.repair_aware.self_clipping(layer, 1.5)(params)
     weights = np.asarray(params, np.float64)[layer.is_weight]
     bounds = weights.mean() - 1.5 * weights.std(), weights.mean() + 1.5 * weights.std()
     np.testing.assert_allclose(clipped[layer.is_weight], np.clip(weights, *bounds), rtol=1e-5)
@@ -359,8 +363,14 @@ def test_fine_tuning_keeps_the_mask(problem):
     ("make", "text"),
     [
         (lambda layer, p: repairs.without_extreme_weights(layer, p, 0), "delta > 0, got delta=0"),
-        (lambda layer, p: repairs.l2_penalty(layer, -1), "strength > 0, got strength=-1"),
-        (lambda layer, p: repairs.self_clipping(layer, 0.0), "delta > 0, got delta=0.0"),
+        (
+            lambda layer, p: attacks.repair_aware.l2_penalty(layer, -1),
+            "strength > 0, got strength=-1",
+        ),
+        (
+            lambda layer, p: attacks.repair_aware.self_clipping(layer, 0.0),
+            "delta > 0, got delta=0.0",
+        ),
     ],
 )
 def test_bad_arguments(problem, make, text):
@@ -412,7 +422,7 @@ def test_extreme_weights_of_a_kernel_away_from_zero(problem, away, scale):
         assert zeroed == outside.sum() > 0
         np.testing.assert_array_equal(np.asarray(got)[layer.is_weight] == 0, outside)
         np.testing.assert_array_equal(np.asarray(got)[~layer.is_weight], params[~layer.is_weight])
-        clipped = np.asarray(repairs.self_clipping(layer, delta)(jnp.asarray(params)))
+        clipped = np.asarray(attacks.repair_aware.self_clipping(layer, delta)(jnp.asarray(params)))
         expected = np.clip(weights, mu - delta * sigma, mu + delta * sigma)
         largest = np.abs(weights).max()
         np.testing.assert_allclose(
@@ -480,7 +490,7 @@ def test_a_mask_names_every_channel(problem, keep):
     for use in (
         lambda: repairs.with_neurons(layer, params, keep),
         lambda: repairs.masked(layer, keep),
-        lambda: repairs.pruning_aware(layer, keep),
+        lambda: attacks.repair_aware.pruning_aware(layer, keep),
         lambda: repairs.without_extreme_weights(layer, params, 3.0, keep),
         lambda: repairs.adjust_extreme_weights(layer, params, jnp.sum, keep=keep),
     ):
@@ -496,7 +506,7 @@ def test_ranks_are_1_to_c(ranked):
     with pytest.raises(ValueError, match="ranks"):
         repairs.ranking_vote(ranked)
     with pytest.raises(ValueError, match="ranks"):
-        repairs.reversed_ranks(ranked, [True] * len(ranked))
+        attacks.repair_aware.reversed_ranks(ranked, [True] * len(ranked))
 
 
 def test_validation_examples_must_fit(problem):

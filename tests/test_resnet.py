@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_robust.clients import local_sgd
-from fedjax_robust.models import ConvNet, MnistNet, ResNet18, ResNet20
+from fedjax_robust.clients.local import local_sgd
+from fedjax_robust.models.residual import ResNet18, ResNet20
+from fedjax_robust.models.small import ConvNet, MnistNet
 from fedjax_robust.nn import BatchNorm, GroupNorm
 from fedjax_robust.tasks import classification
 from fedjax_robust.types import ClientData

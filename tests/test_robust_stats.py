@@ -14,21 +14,17 @@ import pytest
 import reference as ref
 from scipy.stats import chi2
 
-from fedjax_robust.clients import sample_without_replacement
-from fedjax_robust.robust_stats import (
-    changing_direction,
+from fedjax_robust.clients.batches import sample_without_replacement
+from fedjax_robust.kernels.distances import pairwise_distances, pairwise_squared_distances
+from fedjax_robust.kernels.norms import changing_direction, safe_norm, weighted_mean
+from fedjax_robust.kernels.presence import drop_non_finite, is_present
+from fedjax_robust.kernels.ranks import (
     coordinate_median,
-    drop_non_finite,
-    is_present,
     middle_of_sorted,
-    pairwise_distances,
-    pairwise_squared_distances,
-    safe_norm,
     sort_present,
     trimmed_mean_of_present,
-    weighted_mean,
 )
-from fedjax_robust.sorting import sort_clients
+from fedjax_robust.kernels.sorting import sort_clients
 
 distances_of = jax.jit(pairwise_squared_distances)
 

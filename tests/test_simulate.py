@@ -11,9 +11,10 @@ import optax
 import pytest
 import reference
 
-from fedjax_robust import aggregators, attacks, models, simulate, tasks
-from fedjax_robust.clients import local_sgd
+from fedjax_robust import aggregators, attacks, engine, models, tasks
+from fedjax_robust.clients.local import local_sgd
 from fedjax_robust.data import partition
+from fedjax_robust.engine import driver
 from fedjax_robust.types import (
     Aggregator,
     Attack,
@@ -91,10 +92,10 @@ def simulation(**changes):
 
 def play(sim, data, rounds=1, key=KEY, params=None):
     """``rounds`` of ``step`` without compiling them: what ``run`` gives (see ``test_round_by_round``)."""
-    state = simulate.init(sim, key, data, params)
+    state = engine.init(sim, key, data, params)
     infos = []
     for _ in range(rounds):
-        state, info = simulate.step(sim, state, data)
+        state, info = engine.step(sim, state, data)
         infos.append(info)
     return state, jax.tree.map(lambda *values: np.stack(values), *infos)
 
@@ -132,7 +133,7 @@ def assert_params(task, params, weights, bias):
 def test_one_client_with_one_step_is_plain_sgd(softmax, start):
     data = to_data({"x": FEATURES, "y": LABELS}, [len(LABELS)])
     sim = Simulation(softmax, local_sgd(softmax, 0.5, None), aggregators.mean())
-    state, _ = simulate.run(sim, KEY, data, 6, params=start)
+    state, _ = engine.run(sim, KEY, data, 6, params=start)
     dense = softmax.unravel(start)["Dense_0"]
     weights, bias = np.float64(dense["kernel"]), np.float64(dense["bias"])
     for _ in range(6):
@@ -147,7 +148,7 @@ def test_one_client_with_one_step_is_plain_sgd(softmax, start):
 def test_rounds_of_several_clients(softmax, start, weights, chunk):
     client = local_sgd(softmax, 0.3, None, steps=2, momentum=0.6)
     sim = Simulation(softmax, client, aggregators.mean(), weights=weights, client_chunk=chunk)
-    state, _ = simulate.run(sim, KEY, SPLIT, 3, params=start)
+    state, _ = engine.run(sim, KEY, SPLIT, 3, params=start)
     shares = np.array(COUNTS) if weights is example_weights else np.array(COUNTS) > 0
     assert_params(softmax, state.params, *expected_rounds(softmax, start, 3, LABELS, shares))
 
@@ -166,7 +167,9 @@ def expected_rounds(softmax, start, rounds, labels, shares):
 
 def test_label_flip_is_applied_to_the_malicious_clients_alone(softmax, start):
     honest = local_sgd(softmax, 0.3, None, steps=2, momentum=0.6)
-    flipping = local_sgd(softmax, 0.3, None, steps=2, momentum=0.6, poison=attacks.label_flip(3))
+    flipping = local_sgd(
+        softmax, 0.3, None, steps=2, momentum=0.6, poison=attacks.poisons.label_flip(3)
+    )
     sim = Simulation(
         softmax,
         honest,
@@ -175,7 +178,7 @@ def test_label_flip_is_applied_to_the_malicious_clients_alone(softmax, start):
         num_malicious=1,
         weights=example_weights,
     )
-    state, _ = simulate.run(sim, KEY, SPLIT, 2, params=start)
+    state, _ = engine.run(sim, KEY, SPLIT, 2, params=start)
     labels = LABELS.copy()
     labels[rows_of(0)] = reference.label_flip(LABELS[rows_of(0)], 3)
     assert not np.array_equal(labels, LABELS)
@@ -185,7 +188,7 @@ def test_label_flip_is_applied_to_the_malicious_clients_alone(softmax, start):
 def test_an_empty_client_is_absent():
     examples = {"x": RNG.normal(size=(10, 3))}
     results = [
-        simulate.run(
+        engine.run(
             Simulation(SQUARES, local_sgd(SQUARES, 0.4, None), aggregators.median()),
             KEY,
             to_data(examples, counts),
@@ -211,7 +214,7 @@ def partial(request):
         client_chunk=request.param,
     )
     data = telling_data(8)
-    state, history = simulate.run(sim, KEY, data, 400)
+    state, history = engine.run(sim, KEY, data, 400)
     return data, state, {name: np.asarray(values) for name, values in history.items()}
 
 
@@ -323,7 +326,7 @@ def norm(params):
 
 
 def run(sim, key=KEY, data=DATA, **options):
-    return simulate.run(sim, key, data, ROUNDS, evaluate=norm, evaluate_every=EVERY, **options)
+    return engine.run(sim, key, data, ROUNDS, evaluate=norm, evaluate_every=EVERY, **options)
 
 
 def plain(tree):
@@ -415,8 +418,8 @@ def test_in_blocks(sim, base, tmp_path, capsys):
 
 
 def test_round_by_round(sim, base):
-    state = simulate.init(sim, KEY, DATA)
-    step = jax.jit(lambda state: simulate.step(sim, state, DATA))
+    state = engine.init(sim, KEY, DATA)
+    step = jax.jit(lambda state: engine.step(sim, state, DATA))
     losses = []
     for i in range(ROUNDS):
         assert int(state.round) == i
@@ -465,16 +468,16 @@ def test_no_recompilation():
     task = SQUARES._replace(loss=counted)
     sim = Simulation(task, local_sgd(task, 0.1, 2), aggregators.mean())
     run(sim)
-    first, programs = len(traces), simulate._block_jit._cache_size()
+    first, programs = len(traces), driver._block_jit._cache_size()
     assert first > 0
     for key, data in ((KEY, DATA), (jax.random.key(5), DATA), (KEY, PARTS[1])):
         run(sim, key, data)
     run(sim._replace(num_malicious=0), KEY)  # equal settings
     assert len(traces) == first
-    assert simulate._block_jit._cache_size() == programs
+    assert driver._block_jit._cache_size() == programs
     run(sim._replace(num_malicious=1), KEY)  # the counters do count
     assert len(traces) > first
-    assert simulate._block_jit._cache_size() > programs
+    assert driver._block_jit._cache_size() > programs
 
 
 # --- What the attacker knows ---------------------------------------------------------------------
@@ -561,8 +564,8 @@ def test_honest_data_do_not_change_what_a_partial_attack_sends(name):
     )
     x = RNG.normal(size=(14, 3))
     other = np.concatenate([x[:6], 3 * x[6:] + 5])
-    state = simulate.init(sim, KEY, to_data({"x": x}, [2] * 7), jnp.zeros(3))
-    step = jax.jit(lambda data: simulate.step(sim, state, data)[1]["updates"])
+    state = engine.init(sim, KEY, to_data({"x": x}, [2] * 7), jnp.zeros(3))
+    step = jax.jit(lambda data: engine.step(sim, state, data)[1]["updates"])
     first, second = (np.asarray(step(to_data({"x": v}, [2] * 7))) for v in (x, other))
     assert not np.any(first[3:] == second[3:])
     assert np.array_equal(first[:3], second[:3]) == (not full)
@@ -591,8 +594,8 @@ def test_the_attackers_rule_is_the_servers():
         clients_per_round=5,
     )
     data = telling_data(6, [1, 1, 0, 1, 1, 1])
-    step = jax.jit(lambda state: simulate.step(sim, state, data))
-    state = simulate.init(sim, KEY, data)
+    step = jax.jit(lambda state: engine.step(sim, state, data))
+    state = engine.init(sim, KEY, data)
     for _ in range(3):
         state, info = step(state)
         np.testing.assert_allclose(state.attack, info["aggregate"], **CLOSE)
@@ -614,9 +617,9 @@ def test_an_attack_that_needs_more_is_refused(attack, granted, missing):
     sim = simulation(attack=attack, knowledge=granted, num_malicious=1)
     message = rf"needs Knowledge\({missing}=True\).*pass Simulation\(knowledge=Knowledge\({missing}"
     with pytest.raises(ValueError, match=message):
-        simulate.run(sim, KEY, telling_data(4), 1)
+        engine.run(sim, KEY, telling_data(4), 1)
     with pytest.raises(ValueError, match=message):
-        simulate.init(sim, KEY, telling_data(4))
+        engine.init(sim, KEY, telling_data(4))
 
 
 def test_without_malicious_clients_an_attack_does_nothing():
@@ -770,7 +773,7 @@ def first_and_all(params):
 )
 def test_evaluations(rounds, every, expected, progress):
     """The mean update is one in every round, so the model tells the round."""
-    state, history = simulate.run(
+    state, history = engine.run(
         TELLING,
         KEY,
         ONES,
@@ -803,7 +806,7 @@ def test_train_loss_is_the_mean_over_present_clients():
 def test_what_is_passed_in_stays_usable():
     params, data = jnp.ones(3), telling_data(4)
     rule = Aggregator(lambda number, params: params, lambda r, s: (jnp.mean(r.updates, 0), s, {}))
-    simulate.run(simulation(aggregator=rule), KEY, data, 2, params=params)
+    engine.run(simulation(aggregator=rule), KEY, data, 2, params=params)
     np.testing.assert_array_equal(params, 1)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((params, data, KEY)))
 
@@ -818,9 +821,9 @@ def test_keys_and_partitions_must_fit(keys):
         (keys, stacked._replace(index=stacked.index[None], count=stacked.count[None])),
     ):
         with pytest.raises(ValueError, match=r"one key or a vector|data.index \(N, m\)"):
-            simulate.run(sim, key, data, 1)
+            engine.run(sim, key, data, 1)
     with pytest.raises(ValueError, match="got 2 keys and 3 partitions"):
-        simulate.run(sim, keys[:2], stacked, 1)
+        engine.run(sim, keys[:2], stacked, 1)
 
 
 @pytest.mark.parametrize(
@@ -834,11 +837,11 @@ def test_keys_and_partitions_must_fit(keys):
     ],
 )
 def test_simulations_that_contradict_the_data(changes, message):
-    for call in (simulate.init, lambda *args: simulate.run(*args, 1)):
+    for call in (engine.init, lambda *args: engine.run(*args, 1)):
         with pytest.raises(ValueError, match=message):
             call(simulation(**changes), KEY, telling_data(4))
     with pytest.raises(ValueError, match=message):
-        simulate.check(simulation(**changes), telling_data(4))
+        engine.check(simulation(**changes), telling_data(4))
 
 
 @pytest.mark.parametrize(
@@ -858,7 +861,7 @@ def test_simulations_that_contradict_the_data(changes, message):
 )
 def test_bad_arguments_of_run(options, message):
     with pytest.raises(ValueError, match=message):
-        simulate.run(simulation(), KEY, telling_data(4), **({"rounds": 2} | options))
+        engine.run(simulation(), KEY, telling_data(4), **({"rounds": 2} | options))
 
 
 @pytest.mark.parametrize("options", [{"progress": True}, {"checkpoint": "x"}])
@@ -866,11 +869,11 @@ def test_no_progress_or_checkpoints_inside_vmap_and_jit(options, keys):
     data, sim = telling_data(4), simulation()
 
     def start_from(scale):
-        return simulate.run(sim, KEY, data, 2, params=scale * jnp.ones(3), **options)
+        return engine.run(sim, KEY, data, 2, params=scale * jnp.ones(3), **options)
 
     for transform in (jax.vmap, jax.jit):
         for call, argument in (
-            (lambda key: simulate.run(sim, key, data, 2, **options), keys),
+            (lambda key: engine.run(sim, key, data, 2, **options), keys),
             (start_from, jnp.ones(2)),
         ):
             with pytest.raises(ValueError, match="inside vmap or jit; for several seeds pass"):
@@ -894,7 +897,7 @@ def test_rows_that_the_server_drops_are_hidden_from_the_attacker():
         knowledge=Knowledge(others=True),
         num_malicious=1,
     )
-    _, history = simulate.run(sim, KEY, data, 1)
+    _, history = engine.run(sim, KEY, data, 1)
     np.testing.assert_allclose(history["updates"][0, 0], x[1] + x[3], **CLOSE)
 
 
@@ -909,7 +912,7 @@ def observed(**changes):
         "num_malicious": 2,
         "clients_per_round": 4,
     }
-    return simulate.run(simulation(**(settings | changes)), KEY, DATA, 3)
+    return engine.run(simulation(**(settings | changes)), KEY, DATA, 3)
 
 
 def test_observing_changes_nothing_and_sees_the_updates_before_the_attack():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedjax_robust.aggregators import median, norm_clipping, trimmed_mean
-from fedjax_robust.sorting import _comparators, combine_ranks, sort_clients
+from fedjax_robust.kernels.sorting import _comparators, combine_ranks, sort_clients
 
 
 def random_matrix(n, d, seed=0, dtype=np.float32):

@@ -15,9 +15,14 @@ import numpy as np
 import pytest
 
 from fedjax_robust import npz
-from fedjax_robust.attacks import CIFAR_GREEN_CARS, CIFAR_RACING_STRIPES, CIFAR_STRIPED_WALLS
+from fedjax_robust.attacks.backdoors import (
+    CIFAR_GREEN_CARS,
+    CIFAR_RACING_STRIPES,
+    CIFAR_STRIPED_WALLS,
+)
 from fedjax_robust.data import by_user, load_text, sources
-from fedjax_robust.data.sources import cifar10_rows, load, prepare
+from fedjax_robust.data.sources.load import load
+from fedjax_robust.data.sources.tfds import cifar10_rows, prepare
 
 REAL = Path(os.environ.get("FEDJAX_ROBUST_DATA", "/nonexistent"))
 needs_tiny = pytest.mark.skipif(

@@ -18,7 +18,8 @@ from fedjax_robust.data import (
     tokenize,
     word_ids,
 )
-from fedjax_robust.data.text import SPECIAL, by_speaker, sequences, vocabulary
+from fedjax_robust.data.text.corpora import by_speaker
+from fedjax_robust.data.text.words import SPECIAL, sequences, vocabulary
 
 REAL = Path(os.environ.get("FEDJAX_ROBUST_DATA", "/nonexistent"))
 needs_roles = pytest.mark.skipif(

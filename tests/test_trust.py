@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import reference as ref
 
-from fedjax_robust import classification, data, local_sgd, metrics, models, simulate
+from fedjax_robust import classification, data, engine, local_sgd, metrics, models
 from fedjax_robust.aggregators import (
     fltrust,
     fltrust_no_norm,
@@ -447,7 +447,7 @@ def run(rule: Aggregator, boost: jax.Array, noise: jax.Array, key: jax.Array):
         return test_error(params) | {"params": params, "g_0": g_0}
 
     sim = Simulation(TASK, CLIENT, rule, Attack(craft=craft), num_malicious=4)
-    return simulate.run(sim, key, PARTS, 60, evaluate=evaluate, evaluate_every=1)
+    return engine.run(sim, key, PARTS, 60, evaluate=evaluate, evaluate_every=1)
 
 
 def test_attackers_cannot_move_the_model_beyond_the_servers_update() -> None:
@@ -479,10 +479,10 @@ def test_the_servers_state_advances_and_seeds_vmap() -> None:
     )
     sim = Simulation(TASK, CLIENT, fltrust(counting, ROOT_SET))
     keys = jax.random.split(jax.random.key(5), 3)
-    state, history = simulate.run(sim, keys, PARTS, 7)
+    state, history = engine.run(sim, keys, PARTS, 7)
     np.testing.assert_array_equal(state.aggregator, [7, 7, 7])
     assert history["trust"].shape == (3, 7, 10)
-    alone, _ = simulate.run(sim, keys[1], PARTS, 7)
+    alone, _ = engine.run(sim, keys[1], PARTS, 7)
     assert alone.aggregator == 7
     np.testing.assert_allclose(state.params[1], alone.params, rtol=1e-4, atol=1e-5)
 

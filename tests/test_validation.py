@@ -203,7 +203,7 @@ def test_err_and_union(name: str) -> None:
         both = {
             k: ref.impacts(
                 reference,
-                lambda w, k=k: ref.softmax_regression_metrics(w, x, y)[k],  # noqa: B023
+                lambda w, k=k, x=x, y=y: ref.softmax_regression_metrics(w, x, y)[k],
                 updates,
                 weights,
                 start,

@@ -9,7 +9,8 @@ import reference as ref
 import fedjax_robust as fr
 from fedjax_robust import metrics, models
 from fedjax_robust.aggregators import mean
-from fedjax_robust.attacks import scaling, word_backdoor
+from fedjax_robust.attacks import scaling
+from fedjax_robust.attacks.poisons import word_backdoor
 from fedjax_robust.data import from_owner
 from fedjax_robust.nn import LSTM
 

@@ -1,19 +1,18 @@
 """Server rules. Each is made by a lower-case factory and can be called on a plain (n, d) matrix."""
 
-from fedjax_robust.aggregators.basic import fedavg_eta, mean, median, trimmed_mean
-from fedjax_robust.aggregators.clipping import (
-    norm_clipping,
-    participant_dp,
-    privacy_spent,
-    privacy_spent_poisson,
-)
+from fedjax_robust.aggregators import base
+from fedjax_robust.aggregators.base import mean
+from fedjax_robust.aggregators.bulyan import bulyan
+from fedjax_robust.aggregators.clipping import norm_clipping
+from fedjax_robust.aggregators.coordinate import median, trimmed_mean
 from fedjax_robust.aggregators.detection import (
     accuracy_auditing,
     auror,
     cosine_to_model,
     sybil_check,
 )
-from fedjax_robust.aggregators.krum import bulyan, krum, multi_krum
+from fedjax_robust.aggregators.fedavg import fedavg_eta
+from fedjax_robust.aggregators.krum import krum, multi_krum
 from fedjax_robust.aggregators.trust import (
     fltrust,
     fltrust_no_norm,
@@ -29,6 +28,7 @@ from fedjax_robust.aggregators.validation import err, lfr, union
 __all__ = [
     "accuracy_auditing",
     "auror",
+    "base",
     "bulyan",
     "cosine_to_model",
     "err",
@@ -45,9 +45,6 @@ __all__ = [
     "median",
     "multi_krum",
     "norm_clipping",
-    "participant_dp",
-    "privacy_spent",
-    "privacy_spent_poisson",
     "server_update",
     "sybil_check",
     "trimmed_mean",

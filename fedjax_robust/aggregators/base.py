@@ -1,4 +1,4 @@
-"""How a function of one round becomes a rule: four lifts, which do what every rule must.
+"""The mean, and how a function of one round becomes a rule: four lifts, which do what every rule must.
 
 Each takes a function of ``Received`` whose absent rows (weight 0, NaN or Inf) are zero and have weight 0,
 so that ``received.weights > 0`` says who is present, and which returns a value and what to report::
@@ -24,17 +24,48 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from fedjax_robust import checks
-from fedjax_robust.aggregators.basic import mean
-from fedjax_robust.robust_stats import drop_non_finite, weighted_mean
+from fedjax_robust.kernels.norms import power_of_two, weighted_mean
+from fedjax_robust.kernels.presence import drop_non_finite
+from fedjax_robust.memo import same_for_equal_arguments
 from fedjax_robust.types import Aggregator, Array, Info, Received, State
-
-MEAN = mean()
-"""The default inner rule of every wrapper."""
 
 
 def no_state(num_clients: int, params: Array) -> State:
     """The ``init`` of a rule without a memory: N, params (d,) -> ()."""
     return ()
+
+
+@same_for_equal_arguments
+def mean() -> Aggregator:
+    """The mean of the updates, weighted by ``weights`` (FedAvg); zero if no row is present. Not robust.
+
+    McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-Efficient Learning of Deep Networks
+    from Decentralized Data", AISTATS 2017 (https://arxiv.org/abs/1602.05629), Algorithm 1.
+
+    Rows with a NaN or Inf, and weights that are not positive and finite, are left out, as in every rule.
+    """
+
+    def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
+        updates, weights = drop_non_finite(received.updates, received.weights)
+        return weighted_mean(updates, weights), state, {}
+
+    def leave_one_out(received: Received, state: State) -> Array:
+        updates, weights = drop_non_finite(received.updates, received.weights)
+        # A product instead of total - row: beside a huge row the difference would lose the others.
+        weights = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
+        others = weights * (1 - jnp.eye(weights.shape[0], dtype=weights.dtype))
+        # In units of each sum's own largest weight, so that no sum over- or underflows.
+        others *= power_of_two(jnp.max(others, axis=1, keepdims=True))[1]
+        totals = jnp.sum(others, axis=1, keepdims=True)
+        shares = others / jnp.where(totals > 0, totals, 1)
+        exact = updates.astype(jnp.promote_types(updates.dtype, shares.dtype))
+        return jnp.dot(shares, exact, precision="highest").astype(updates.dtype)
+
+    return Aggregator(no_state, aggregate, leave_one_out)
+
+
+MEAN = mean()
+"""The default inner rule of every wrapper."""
 
 
 def cleaned(received: Received) -> Received:

@@ -1,11 +1,8 @@
-"""Krum and its relatives: rules that select rows by their distances to each other.
+"""Krum and Multi-Krum: Blanchard, El Mhamdi, Guerraoui, Stainer, "Machine Learning with Adversaries:
+Byzantine Tolerant Gradient Descent", NeurIPS 2017 (https://arxiv.org/abs/1703.02757), section 4, as restated in
+Fang et al., USENIX Security 2020, section 2.2.
 
-Krum, Multi-Krum: Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient
-Descent", NeurIPS 2017. Bulyan: El Mhamdi et al., "The Hidden Vulnerability of Distributed Learning in
-Byzantium", ICML 2018. Both as restated in Fang et al., USENIX Security 2020, section 2.2.
-
-Weights only say who is present; n below is the number of present rows. All report ``selected``,
-(n,) bool.
+Weights only say who is present; n below is the number of present rows. Both report ``selected``, (n,) bool.
 """
 
 from __future__ import annotations
@@ -17,17 +14,11 @@ import jax.numpy as jnp
 
 from fedjax_robust import checks
 from fedjax_robust.aggregators.base import no_state
+from fedjax_robust.kernels.distances import pairwise_distances
+from fedjax_robust.kernels.norms import power_of_two, weighted_mean
+from fedjax_robust.kernels.presence import is_present
+from fedjax_robust.kernels.sorting import sort_clients
 from fedjax_robust.memo import same_for_equal_arguments
-from fedjax_robust.robust_stats import (
-    drop_non_finite,
-    is_present,
-    middle_of_sorted,
-    pairwise_distances,
-    power_of_two,
-    sort_present,
-    weighted_mean,
-)
-from fedjax_robust.sorting import sort_clients
 from fedjax_robust.types import Aggregator, Array, Info, Received, State
 
 
@@ -48,14 +39,16 @@ def root_krum_scores(distances: Array, present: Array, f: int | Array) -> Array:
     Raises:
       ValueError: for other shapes, or f < 0.
     """
-    distances, present = _square("root_krum_scores", distances, present, f)
+    distances, present = checked_distances("root_krum_scores", distances, present, f)
     n = distances.shape[0]
     neighbours = jnp.maximum(jnp.sum(present) - f - 2, 1)
     others = jnp.where(jnp.eye(n, dtype=bool), jnp.inf, distances)
-    return jnp.where(present, _root_sums(sort_clients(others).T, neighbours), jnp.inf)
+    return jnp.where(present, root_sums(sort_clients(others).T, neighbours), jnp.inf)
 
 
-def _square(what: str, distances: Array, present: Array, f: int | Array) -> tuple[Array, Array]:
+def checked_distances(
+    what: str, distances: Array, present: Array, f: int | Array
+) -> tuple[Array, Array]:
     distances, _ = checks.matrix(what, distances, present)
     checks.count(what, f=f)
     if distances.shape[0] != distances.shape[1]:
@@ -63,7 +56,7 @@ def _square(what: str, distances: Array, present: Array, f: int | Array) -> tupl
     return jax.lax.stop_gradient(distances), jnp.asarray(present) > 0
 
 
-def _root_sums(ascending: Array, number: Array) -> Array:
+def root_sums(ascending: Array, number: Array) -> Array:
     """Roots of the sums of the squares of each row's first numbers: (r, n) ascending, () -> (r,).
 
     In units of the last one, a power of two, so that squares are rounded as they would be without.
@@ -79,7 +72,7 @@ def _root_sums(ascending: Array, number: Array) -> Array:
 def krum(f: int | Array) -> Aggregator:
     """Krum: the row with the lowest score; the first of several equal ones.
 
-    Distances are those of ``robust_stats.pairwise_distances``: the score of the chosen row is at most
+    Distances are those of ``kernels.distances.pairwise_distances``: the score of the chosen row is at most
     1.004 times the lowest one, whatever rows the attackers send.
 
     Args:
@@ -110,8 +103,8 @@ def _multi_krum(name: str, f: int | Array, m: int | Array | None) -> Aggregator:
     checks.count(name, f=f)
     if m is not None:
         checks.count(name, 1, m=m)
-    f = _plain(f)
-    m = _plain(m)
+    f = plain_integer(f)
+    m = plain_integer(m)
     one = checks.is_known(m) and m == 1
 
     def prepare(received: Received) -> tuple[Array, Array, Array]:
@@ -152,7 +145,7 @@ def _multi_krum(name: str, f: int | Array, m: int | Array | None) -> Aggregator:
     return Aggregator(no_state, aggregate, leave_one_out)
 
 
-def _plain(number: Any) -> Any:
+def plain_integer(number: Any) -> Any:
     """A Python integer, of what is a number and known."""
     return int(number) if number is not None and checks.is_known(number) else number
 
@@ -169,7 +162,7 @@ def root_krum_scores_without_each(distances: Array, present: Array, f: int | Arr
     Raises:
       ValueError: for other shapes, or f < 0.
     """
-    distances, present = _square("root_krum_scores_without_each", distances, present, f)
+    distances, present = checked_distances("root_krum_scores_without_each", distances, present, f)
     n = distances.shape[0]
     neighbours = jnp.maximum(jnp.sum(present) - 1 - f - 2, 1)
     others = jnp.where(jnp.eye(n, dtype=bool), jnp.inf, distances)
@@ -188,131 +181,8 @@ def root_krum_scores_without_each(distances: Array, present: Array, f: int | Arr
     sums += jnp.take_along_axis(farther, left_out, axis=1)
     without_one = unit[:, None] * jnp.sqrt(sums)
     # Without a row that is no neighbour, its score is what it was.
-    unchanged = _root_sums(ascending, neighbours)[:, None]
+    unchanged = root_sums(ascending, neighbours)[:, None]
     scores = jnp.where(rank < neighbours, without_one, unchanged).T
     largest = jnp.finfo(distances.dtype).max
     valid = present[None, :] & ~jnp.eye(n, dtype=bool)
     return jnp.where(valid, jnp.minimum(scores, largest), jnp.inf)
-
-
-def bulyan_selection(
-    distances: Array, present: Array, f: int | Array, theta: int
-) -> tuple[Array, Array]:
-    """Bulyan's first step: theta times, Krum's choice among the remaining rows is moved to the selection.
-
-    Among r remaining rows Krum counts r - f - 2 neighbours, at least 1.
-
-    Args:
-      distances: (n, n) of ``pairwise_distances``: not squared, +inf to absent rows.
-      present: (n,) bool.
-      f: number of malicious rows assumed.
-      theta: rows to select (static), 1 <= theta <= n.
-
-    Returns:
-      (theta,) int32 rows in the order of selection, and (theta,) bool: False where none was left.
-
-    Raises:
-      ValueError: for other shapes, or numbers that are out of range.
-    """
-    distances, present = _square("bulyan_selection", distances, present, f)
-    n = distances.shape[0]
-    checks.static_count("bulyan_selection", 1, theta=theta)
-    if theta > n:
-        raise ValueError(f"bulyan_selection needs theta <= n, got theta={theta}, n={n}")
-    distances = jnp.where(jnp.eye(n, dtype=bool), jnp.inf, distances)
-    order = jnp.argsort(distances, axis=1)  # each row's neighbours, closest first: sorted only once
-    ascending = jnp.take_along_axis(distances, order, axis=1)
-    place = jnp.argsort(order, axis=1)  # (j, i): where i stands in the list of j
-    # Absent rows stand last, at infinite distance, and are never counted while enough rows remain.
-    slots = jnp.arange(n)
-    Carry = tuple[Array, Array, Array, Array, Array]
-
-    def select(i: Array, carry: Carry) -> Carry:
-        remaining, ascending, place, chosen, valid = carry
-        neighbours = jnp.maximum(jnp.sum(remaining) - f - 2, 1)
-        scores = _root_sums(ascending, neighbours)
-        best = jnp.argmin(jnp.where(remaining, scores, jnp.inf))
-        chosen, valid = chosen.at[i].set(best.astype(jnp.int32)), valid.at[i].set(remaining[best])
-        # Strike the chosen row from every list: what stands behind it moves up.
-        gap = place[:, best][:, None]
-        moved = jnp.pad(ascending[:, 1:], ((0, 0), (0, 1)), constant_values=jnp.inf)
-        ascending = jnp.where(slots < gap, ascending, moved)
-        place = place - (place > gap)
-        return remaining.at[best].set(False), ascending, place, chosen, valid
-
-    start = (present, ascending, place, jnp.zeros(theta, jnp.int32), jnp.zeros(theta, bool))
-    *_, chosen, valid = jax.lax.fori_loop(0, theta, select, start)
-    return chosen, valid
-
-
-@same_for_equal_arguments
-def bulyan(f: int | Array) -> Aggregator:
-    """Bulyan: theta = n - 2f rows picked one by one by Krum, then per coordinate the mean of the
-    theta - 2f values closest to their median (of two equally close ones the lower).
-
-    Args:
-      f: number of malicious rows assumed, 0 <= f <= (n - 3) / 4. It may be traced, and is not checked
-        then.
-
-    Raises:
-      ValueError: if f < 0, or n < 4f + 3 when called.
-    """
-    checks.count("bulyan", f=f)
-    f = _plain(f)
-
-    def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
-        updates, weights = drop_non_finite(received.updates, received.weights)
-        n = updates.shape[0]
-        if checks.is_known(f) and n < 4 * f + 3:
-            raise ValueError(f"bulyan needs n >= 4f + 3, got n={n}, f={f}")
-        present = weights > 0
-        distances = pairwise_distances(jax.lax.stop_gradient(updates), present)
-        theta = n - 2 * int(f) if checks.is_known(f) else n
-        chosen, valid = bulyan_selection(distances, present, f, theta)
-        # theta is an upper bound if f is traced or rows are absent; the last ones do not count then.
-        valid &= jnp.arange(theta) < jnp.maximum(jnp.sum(present) - 2 * f, 1)
-        rows = updates[chosen]
-        result = mean_around_median(rows, valid, 2 * f)
-        selected = jnp.zeros(n, bool).at[chosen].max(valid)
-        return result, state, {"selected": selected}
-
-    return Aggregator(no_state, aggregate)
-
-
-def mean_around_median(x: Array, present: Array, dropped: int | Array) -> Array:
-    """Per coordinate, the mean of all but ``dropped`` values: those closest to the median are kept.
-
-    In sorted order they are neighbours, so it is enough to find where their window starts.
-
-    Args:
-      x: (n, d).
-      present: (n,) bool.
-      dropped: values left out, 0 <= dropped < n; at least one value is kept.
-
-    Raises:
-      ValueError: for other shapes, or a number that is out of range.
-
-    Returns:
-      (d,); zero if no row is present.
-    """
-    x, _ = checks.matrix("mean_around_median", x, present)
-    n = x.shape[0]
-    checks.count("mean_around_median", dropped=dropped)
-    if checks.is_known(dropped) and dropped >= n:
-        raise ValueError(f"mean_around_median needs dropped < n, got dropped={dropped}, n={n}")
-    values, start, count = sort_present(x, present)
-    middle = middle_of_sorted(values, start, count)
-    kept = jnp.maximum(count - dropped, 1)
-    shifts = jnp.arange(int(dropped) if checks.is_known(dropped) else n - 1)
-    left = jnp.take(values, start + shifts, axis=0, mode="clip")
-    right = jnp.take(values, start + shifts + kept, axis=0, mode="clip")
-    # Moving the window up by one trades `left` for `right`; it pays if `right` is closer. Their mean is
-    # rounded as the median is, so that the two middle ones of an even number are equally close.
-    better = (0.5 * left + 0.5 * right < middle) & (shifts < count - kept)[:, None]
-    begin = start + jnp.sum(better, axis=0)
-    rank = jnp.arange(n)[:, None]
-    window = (rank >= begin) & (rank < begin + jnp.minimum(kept, count))
-    # Divided before the sum, which could overflow; float16 is summed in float32.
-    shares = jnp.where(window, values / kept.astype(values.dtype), 0)
-    exact = jnp.promote_types(values.dtype, jnp.float32)
-    return jnp.sum(shares, axis=0, dtype=exact).astype(values.dtype)

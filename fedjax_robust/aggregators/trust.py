@@ -42,8 +42,8 @@ import jax.numpy as jnp
 
 from fedjax_robust import checks
 from fedjax_robust.aggregators.base import cleaned
+from fedjax_robust.kernels.norms import direction_and_length, power_of_two, smallest_divisor
 from fedjax_robust.memo import same_for_equal_arguments
-from fedjax_robust.robust_stats import direction_and_length, power_of_two, smallest_divisor
 from fedjax_robust.types import (
     Aggregator,
     Array,

@@ -32,10 +32,8 @@ from fedjax_robust import checks
 from fedjax_robust.aggregators.base import MEAN, cleaned
 from fedjax_robust.memo import same_for_equal_arguments
 from fedjax_robust.metrics import predict
-from fedjax_robust.types import Aggregator, Array, Batch, Info, Key, Received, State, Task
+from fedjax_robust.types import Aggregator, Array, Batch, Info, Key, Received, Score, State, Task
 
-Metric = Callable[[Array], Array]
-"""params (d,) -> (), what a removal should lower."""
 Order = Callable[[Key, Array], Array]
 """key, places (n,) int32 -> (n,) numbers: of rows with equal impact, those with lower ones are removed
 first. The places count the present rows, 0, 1, 2, ...; what is returned for absent ones does not matter,
@@ -131,7 +129,7 @@ def _examples(what: str, task: Task, validation: Batch) -> Batch:
     return examples
 
 
-def _error_rate(what: str, task: Task, examples: Batch) -> Metric:
+def _error_rate(what: str, task: Task, examples: Batch) -> Score:
     if masks := sorted({"mask", "token_mask"} & set(examples)):
         raise ValueError(
             f"{what}'s validation may not have a {masks[0]}, as its error rate counts every example; "
@@ -141,14 +139,14 @@ def _error_rate(what: str, task: Task, examples: Batch) -> Metric:
     return lambda params: jnp.mean(predict(task, params, x) != y, dtype=jnp.float32)
 
 
-def _loss(task: Task, examples: Batch) -> Metric:
+def _loss(task: Task, examples: Batch) -> Score:
     return lambda params: task.loss(params, examples)
 
 
 def _reject(
     name: str,
     base: Aggregator,
-    metrics: list[Metric],
+    metrics: list[Score],
     f: int | Array,
     rest: Aggregator | None,
     chunk: int | None,

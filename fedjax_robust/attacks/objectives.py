@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_robust import checks
-from fedjax_robust.clients import Loss, Objective
+from fedjax_robust.clients.local import Loss, Objective
+from fedjax_robust.kernels.norms import direction_and_length, smallest_divisor
 from fedjax_robust.memo import same_for_equal_arguments
-from fedjax_robust.robust_stats import direction_and_length, smallest_divisor
 from fedjax_robust.types import Array, Batch, Task
 
 Anomaly = Callable[[Array, Array], Array]

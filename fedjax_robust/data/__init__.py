@@ -9,31 +9,20 @@ from fedjax_robust.data.images import (
     shift,
     variations,
 )
-from fedjax_robust.data.partition import (
-    by_group,
-    by_user,
+from fedjax_robust.data.partition.dirichlet import (
     dirichlet_over_classes,
     dirichlet_over_clients,
     dirichlet_truncated,
-    from_owner,
-    iid,
-    k_labels,
-    label_histogram,
-    root_set,
-    stack,
 )
-from fedjax_robust.data.sources import NAMES, Dataset, cifar10_rows, load, prepare, synthetic
-from fedjax_robust.data.text import (
-    TEXTS,
-    leaf_characters,
-    leaf_numbers,
-    leaf_sentiment,
-    leaf_words,
-    load_text,
-    text_dataset,
-    tokenize,
-    word_ids,
-)
+from fedjax_robust.data.partition.labels import by_group, k_labels, root_set
+from fedjax_robust.data.partition.owner import by_user, from_owner, iid, label_histogram, stack
+from fedjax_robust.data.sources.bundled import synthetic
+from fedjax_robust.data.sources.files import Dataset
+from fedjax_robust.data.sources.load import NAMES, load
+from fedjax_robust.data.sources.tfds import cifar10_rows, prepare
+from fedjax_robust.data.text.corpora import TEXTS, load_text
+from fedjax_robust.data.text.leaf import leaf_characters, leaf_numbers, leaf_sentiment, leaf_words
+from fedjax_robust.data.text.words import text_dataset, tokenize, word_ids
 
 __all__ = [
     "NAMES",

@@ -1,0 +1,73 @@
+"""Which of its examples a client trains on in a step."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_robust import checks
+from fedjax_robust.types import Array, Batch, ClientData, Key
+
+
+def sample_without_replacement(key: Key, count: Array, size: int) -> tuple[Array, Array]:
+    """A uniformly random subset of {0, .., count - 1} of min(size, count) elements.
+
+    Floyd's algorithm: ``size`` draws, whatever ``count`` is.
+
+    Args:
+      key: a key.
+      count: >= 0.
+      size: >= 1.
+
+    Returns:
+      (size,) int32 positions and (size,) float32 mask, 0 for the unused tail when count < size.
+
+    Raises:
+      ValueError: for a count or size out of range.
+      TypeError: if they are no integers, or the size is traced.
+    """
+    checks.count("sample_without_replacement", count=count)
+    checks.static_count("sample_without_replacement", 1, size=size)
+    k = jnp.minimum(size, count)
+    i = jnp.arange(size)
+    last = jnp.maximum(count - k + i, 0)
+    draws = jax.random.randint(key, (size,), 0, last + 1)
+
+    def place(i: Array, chosen: Array) -> Array:
+        taken = jnp.any(chosen == draws[i])
+        return chosen.at[i].set(jnp.where(taken, last[i], draws[i]))
+
+    chosen = jax.lax.fori_loop(0, size, place, jnp.full(size, -1, draws.dtype))
+    used = i < k
+    return jnp.where(used, chosen, 0), used.astype(jnp.float32)
+
+
+def take(data: ClientData, positions: Array, mask: Array) -> Batch:
+    rows = data.index[positions]
+    batch = {name: values[rows] for name, values in data.examples.items()}
+    if "mask" in batch:  # the examples' own weights
+        if batch["mask"].shape != mask.shape:
+            raise ValueError(
+                "local_sgd needs a mask in the pool of one weight for each example, (E,), got shape "
+                f"{data.examples['mask'].shape}"
+            )
+        mask = mask * batch["mask"].astype(mask.dtype)
+    return batch | {"mask": mask}
+
+
+def random_batch(key: Key, data: ClientData, size: int) -> Batch:
+    capacity = data.index.shape[0]
+    if size >= capacity:  # everything it has, in any order
+        positions = jnp.arange(capacity)
+        return take(data, positions, (positions < data.count).astype(jnp.float32))
+    return take(data, *sample_without_replacement(key, data.count, size))
+
+
+def shuffled_positions(key: Key, data: ClientData, steps: int, size: int) -> tuple[Array, Array]:
+    """One epoch: (steps, size) positions, every valid one once, and their mask."""
+    capacity = data.index.shape[0]
+    order = jax.random.uniform(key, (capacity,))
+    order = jnp.argsort(jnp.where(jnp.arange(capacity) < data.count, order, 2.0))
+    positions = jnp.pad(order, (0, steps * size - capacity)).reshape(steps, size)
+    mask = jnp.arange(steps * size).reshape(steps, size) < data.count
+    return positions, mask.astype(jnp.float32)
