@@ -9,11 +9,15 @@ new, never a part.
 """
 
 from fedjax_robust.report.folders import (
+    ABOUT,
     Sweep,
     Table,
+    read_about,
     read_sweep,
     read_table,
     sweep_table,
+    table_text,
+    write_about,
     write_sweep,
     write_table,
 )
@@ -30,6 +34,7 @@ from fedjax_robust.report.tables import (
 )
 
 __all__ = [
+    "ABOUT",
     "COLOURS",
     "Cell",
     "Row",
@@ -44,12 +49,15 @@ __all__ = [
     "plot_curves",
     "plot_sweep",
     "provenance",
+    "read_about",
     "read_rows",
     "read_sweep",
     "read_table",
     "save_cell",
     "summarize",
     "sweep_table",
+    "table_text",
+    "write_about",
     "write_rows",
     "write_sweep",
     "write_table",

@@ -47,6 +47,10 @@ def provenance(checkout: str | Path | None = None) -> dict[str, Any]:
 
 
 def _version(name: str) -> str | None:
+    if name == "fedjax_robust":  # of this source, installed or not
+        from fedjax_robust import __version__  # when called: the package imports this module
+
+        return __version__
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
