@@ -11,7 +11,7 @@ without validation data asks the clients for their accuracies instead (sections 
 their mean, each of 500 of a client's images. An attacker may lie: 1 until its own accuracy falls, then 0.
 
 Results go to ``--out``/choices-<part>: ``pruning``, ``extreme-weights`` and ``validation``, averages over
-the pairs, and ``runs``, every model by itself.
+the pairs; beside the rows of the first ``runs``, every model by itself.
 """
 
 from __future__ import annotations
@@ -206,7 +206,8 @@ def main(args: Args) -> None:
 
 
 def write(args: Args, folder: Path, rows: list[dict[str, Any]], shape: Settings) -> None:
-    report.write_rows(folder / "runs", [row | report.provenance() for row in rows])
+    origin = report.provenance()
+    report.write_rows(folder / "pruning" / "runs", [row | origin for row in rows])
     pairs = ", ".join(dict.fromkeys(row["pair"] for row in rows))
     for name, line, what in (
         ("pruning", "order", "what decides the order of pruning"),
@@ -216,7 +217,7 @@ def write(args: Args, folder: Path, rows: list[dict[str, Any]], shape: Settings)
         mine = [row for row in rows if row["table"] == name]
         text = report.write_table(
             folder / name,
-            [row | report.provenance() for row in averages(mine, line)],
+            [row | origin for row in averages(mine, line)],
             {},
             title=f"Wu et al. (2020), choices left open: {what}",
             command=study.command(__file__, args),

@@ -16,7 +16,7 @@ In all of them a model is trained under attack and then repaired (``wu_repair.py
 open: ``wu_setting.py``). All label pairs share one compiled program.
 
 Results go to ``--out``/<part>[-<what differs>]: one file per finished run, so that a killed script goes
-on after the last one, then ``runs``, and rows, ``table.md`` and a figure in folders of their own.
+on after the last one, then tables and figures in folders of their own, the first with all ``runs``.
 """
 
 from __future__ import annotations
@@ -154,9 +154,12 @@ def load(args: Args) -> Inputs:
     """Images, model and training of a part, with what the options change."""
     smoke = {"steps": 1, "attackers_steps": 1, "rounds": 2} if args.smoke else {}
     given = {name: getattr(args, name) for name in TRAINING if getattr(args, name) is not None}
-    setting = SETTINGS[args.part if args.part in SETTINGS else "mnist"]
-    setting = setting._replace(**smoke | given)
+    setting = SETTINGS[setting_name(args.part)]._replace(**smoke | given)
     return wu_setting.load(setting, args.data_dir, args.width, args.smoke)
+
+
+def setting_name(part: str) -> str:
+    return part if part in SETTINGS else "mnist"
 
 
 def usual_pairs(args: Args) -> Sequence[tuple[int, int]]:
@@ -198,16 +201,17 @@ def cells_of(args: Args, inputs: Inputs, victim: int, target: int) -> list[dict[
 
 def folder_of(args: Args) -> Path:
     """``--out``/<part>, and in its name what differs from the part's setting."""
+    if args.smoke:
+        return args.out / f"{args.part}-smoke"
+    usual = {**SETTINGS[setting_name(args.part)]._asdict(), "width": (32, 64)}
+    usual |= {"drop": Args.drop, "before_relu": False}
     words = [args.part]
-    for name in (*TRAINING, "width"):
-        value = getattr(args, name)
-        if value is not None and not args.smoke:
+    for name, standard in usual.items():
+        value = getattr(args, name, None)
+        if value is not None and value != standard:
             values = value if isinstance(value, tuple) else (value,)
-            words += [name.replace("_", "-"), *(f"{v:g}" for v in values)]
-    if not args.smoke:
-        words += [f"drop-{args.drop:g}"] if args.drop != Args.drop else []
-        words += ["before-relu"] if args.before_relu else []
-    return args.out / "-".join([*words, *(["smoke"] if args.smoke else [])])
+            words += [name.replace("_", "-"), *(f"{v:g}" for v in values if v is not True)]
+    return args.out / "-".join(words)
 
 
 # --- How -----------------------------------------------------------------------------------------
@@ -263,7 +267,7 @@ def final_mask(folder: Path, run: Settings, keys: Sequence[str]) -> np.ndarray |
 
 
 def describe(inputs: Inputs, first: Settings) -> str:
-    shift, scale = first["normalization"]
+    shift, scale = inputs.normalization
     taking_part = "all" if first["selected"] is None else "some"
     return (
         f"{first['model']} ({first['parameters']:,} parameters) on {first['data']} "

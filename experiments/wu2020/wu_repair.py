@@ -50,7 +50,7 @@ def chunk_size() -> int:
 
 def judge(inputs: Inputs, cell: Settings, images: Images, now: Numbers) -> Judge:
     task, chunk = inputs.task, chunk_size()
-    triggered = triggers(cell)[0](now.victims)
+    triggered = triggers(inputs, cell)[0](now.victims)
 
     def success(params: Array) -> Array:
         hit = metrics.predict(task, params, triggered, chunk=chunk) == now.target
@@ -92,7 +92,7 @@ def client(
 def attack(inputs: Inputs, cell: Settings, now: Numbers) -> fr.Attack:
     """Malicious clients train on triggered images, and send alpha times what they learned."""
     layer = inputs.layer
-    trigger, parts = triggers(cell)
+    trigger, parts = triggers(inputs, cell)
     if parts:
         poison = attacks.distributed(parts, now.target, 5)
     else:

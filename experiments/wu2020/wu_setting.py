@@ -158,7 +158,6 @@ def cell(inputs: Inputs, **changes: Any) -> dict[str, Any]:
         "fine_tuning": FINE_TUNING,
         "deltas": repairs.DELTAS,
         "validation_images": len(inputs.validation["y"]),
-        "normalization": inputs.normalization,
     }
     if unknown := set(changes) - set(usual) - {"victim", "target"}:
         raise ValueError(f"a run has no settings {sorted(unknown)}")
@@ -226,9 +225,9 @@ def numbers(inputs: Inputs, run: Settings, keep: np.ndarray | None = None) -> Nu
     )
 
 
-def triggers(cell: Settings) -> tuple[Trigger, list[Trigger]]:
+def triggers(inputs: Inputs, cell: Settings) -> tuple[Trigger, list[Trigger]]:
     """The trigger that is tested, and DBA's parts of it (none if the attack is not distributed)."""
-    shift, scale = cell["normalization"]
+    shift, scale = inputs.normalization
     white = (1 - shift) / scale
     if not cell["distributed"]:
         return attacks.pixel_trigger(attacks.NINE_PIXELS[: cell["pixels"]], white), []

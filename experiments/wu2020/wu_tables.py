@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,10 +34,19 @@ def pair_name(result: Result) -> str:
     return f"{result['victim']}-{result['target']}"
 
 
-def origin(result: Result) -> dict[str, Any]:
-    """What a row of a table shows of its run's provenance."""
-    shown = ("fedjax_robust_version", "jax_version", "git_commit", "device_kind", "utc_time")
-    return {name: result[name] for name in shown if name in result}
+def origin(*results: Result) -> dict[str, Any]:
+    """The provenance of a row that was made of these runs, as far as it is one; the latest time."""
+    of = {name: {r[name] for r in results if name in r} for name in provenance_columns()}
+    return {
+        name: max(values)
+        for name, values in of.items()
+        if len(values) == 1 or (values and name == "utc_time")
+    }
+
+
+@functools.cache
+def provenance_columns() -> tuple[str, ...]:
+    return tuple(report.provenance())
 
 
 # --- Rows ----------------------------------------------------------------------------------------
@@ -54,12 +64,18 @@ def run_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
     return rows
 
 
+def origins_of_seeds(results: Sequence[Result]) -> dict[int, dict[str, Any]]:
+    seeds = dict.fromkeys(result["seed"] for result in results)
+    return {seed: origin(*(r for r in results if r["seed"] == seed)) for seed in seeds}
+
+
 def table_rows(
     results: Sequence[Result], stages: Sequence[str], line: Line
 ) -> list[dict[str, Any]]:
     """One row per run, stage and measure, and each seed's averages."""
     rows = []
     sums: dict[tuple[int, str], list[float]] = {}
+    origins = origins_of_seeds(results)
     for result in results:
         for stage in stages:
             for what in ("test", "attack"):
@@ -71,6 +87,7 @@ def table_rows(
                 rows.append(row | {"seed": result["seed"]} | origin(result))
     rows += [
         {"line": "average", "column": column, "value": float(np.mean(values)), "seed": seed}
+        | origins[seed]
         for (seed, column), values in sums.items()
     ]
     return rows
@@ -87,6 +104,7 @@ def stopping_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
     too far below the trained model's. Where even the first Delta breaks the rule, it is taken here.
     """
     sums: dict[tuple[int, str, str], list[float]] = {}
+    origins = origins_of_seeds(results)
     for result in results:
         trained = result["RV prefixes"]["validation"][0]
         for stage in ("AW", "RV + AW", "FT + AW"):
@@ -103,6 +121,7 @@ def stopping_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
                     sums.setdefault(key, []).append(float(curve[what][i]))
     return [
         {"AW stops": rule, "column": column, "value": float(np.mean(values)), "seed": seed}
+        | origins[seed]
         for (seed, rule, column), values in sums.items()
     ]
 
@@ -319,20 +338,23 @@ def adaptive(page: Page, results: Sequence[Result]) -> list[str]:
     return [table(page, "adaptive", title, results, WHOLE, {}, line, "attackers")]
 
 
-PARTS: dict[str, Callable[[Page, Sequence[Result]], list[str]]] = {
-    "patterns": patterns,
-    "pairs": pairs,
-    "concise": concise,
-    "fashion": fashion,
-    "cifar10": cifar10,
-    "labels": labels,
-    "selected": selected,
-    "l2": l2,
-    "adaptive": adaptive,
+PARTS: dict[str, tuple[str, Callable[[Page, Sequence[Result]], list[str]]]] = {
+    "patterns": ("table1", patterns),
+    "pairs": ("table2", pairs),
+    "concise": ("table3", concise),
+    "fashion": ("table5", fashion),
+    "cifar10": ("table6", cifar10),
+    "labels": ("figure3", labels),
+    "selected": ("figure7", selected),
+    "l2": ("figure8", l2),
+    "adaptive": ("adaptive", adaptive),
 }
+"""The folder of a part's first table or figure, and what makes them all."""
 
 
 def write(part: str, results: Sequence[Result], page: Page) -> list[str]:
-    """The tables and figures of one part, as files and as text; and ``runs``, all that was measured."""
-    report.write_rows(page.folder / "runs", run_rows(results))
-    return PARTS[part](page, results)
+    """The tables and figures of one part, as files and as text. ``runs``, beside the rows of the first,
+    has everything that was measured, a row per run, with all settings."""
+    first, make = PARTS[part]
+    report.write_rows(page.folder / first / "runs", run_rows(results))
+    return make(page, results)
