@@ -170,7 +170,7 @@ def main(args: Args) -> None:
     names = list(dict.fromkeys(line for line, _ in table.cells))
     if unknown := [name for name in args.only if name not in names]:
         raise ValueError(f"Table {args.table} has no line {unknown}; its lines are {names}")
-    folder = args.out / (args.table + ("-smoke" if args.smoke else ""))
+    folder = args.out / f"table{args.table}{'-smoke' if args.smoke else ''}"
     usual = fang_setting.cell_settings(args.table, at, clients)
     keys = (table.line, table.columns)
     chosen = [cell for cell in table.cells if not args.only or cell[0] in args.only]

@@ -21,7 +21,7 @@ from fedjax_robust.report.folders import (
     write_sweep,
     write_table,
 )
-from fedjax_robust.report.origin import provenance
+from fedjax_robust.report.origin import provenance, untraceable
 from fedjax_robust.report.plots import COLOURS, plot_comparison, plot_curves, plot_sweep
 from fedjax_robust.report.results import Row, load_cell, read_rows, save_cell, write_rows
 from fedjax_robust.report.tables import (
@@ -30,6 +30,7 @@ from fedjax_robust.report.tables import (
     comparison_table,
     differences,
     markdown_table,
+    safe,
     summarize,
 )
 
@@ -53,10 +54,12 @@ __all__ = [
     "read_rows",
     "read_sweep",
     "read_table",
+    "safe",
     "save_cell",
     "summarize",
     "sweep_table",
     "table_text",
+    "untraceable",
     "write_about",
     "write_rows",
     "write_sweep",
