@@ -1,6 +1,6 @@
 """What a round costs: time and memory against clients n, parameters d, local steps and devices.
 
-  python experiments/cost_model.py --out results/cost_model
+  python experiments/bench/cost_model.py --out results/bench
 
 Each rule is timed on matrices of several sizes, and one constant per rule is fitted (the median of time /
 work), where the work is the number of matrix entries that the rule touches:
@@ -18,25 +18,20 @@ nothing about another; run it on yours.
 from __future__ import annotations
 
 import dataclasses
-import json
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import bench_timing
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
-from bench_device import problem
-from common import use_compilation_cache
+from bench_timing import Row, milliseconds
 
 import fedjax_robust as fr
-from fedjax_robust import aggregators, models, report
+from fedjax_robust import aggregators, models, report, study
 from fedjax_robust.sorting import _comparators
-
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +44,7 @@ class Settings:
     """Local steps, with 20 clients."""
     training_clients: tuple[int, ...] = (10, 20, 50)
     repeats: int = 5
-    out: Path = Path("results/cost_model")
+    out: Path = Path("results/bench")
     """Where table, figure and rows go."""
     smoke: bool = False
     """Two small matrices, no training; the constants mean nothing."""
@@ -71,16 +66,6 @@ RULES: dict[str, tuple[Callable[[int], fr.Aggregator], Callable[[int, float], fl
 }
 
 
-def milliseconds(run: Callable[[], Any], repeats: int) -> float:
-    jax.block_until_ready(run())
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(1e3 * (time.perf_counter() - start))
-    return float(np.median(times))
-
-
 def rule_rows(settings: Settings) -> list[Row]:
     rows = []
     sizes = [(n, d) for n in settings.clients for d in settings.parameters]
@@ -89,7 +74,7 @@ def rule_rows(settings: Settings) -> list[Row]:
         for name, (make, work) in RULES.items():
             program = jax.jit(make(n).__call__).lower(x).compile()
             used = program.memory_analysis().temp_size_in_bytes
-            ms = milliseconds(lambda program=program, x=x: program(x), settings.repeats)
+            ms = milliseconds(lambda program=program, x=x: program(x), settings.repeats)["ms"]
             rows.append(
                 {"what": name, "n": n, "d": d, "ms": ms, "work": work(n, d)}
                 | {"memory / matrix": used / (4 * n * d)}
@@ -101,14 +86,15 @@ def training_rows(settings: Settings) -> list[Row]:
     rows = []
     sizes = [(n, 1) for n in settings.training_clients] + [(20, s) for s in settings.steps[1:]]
     for n, steps in sizes:
-        task, data = problem(models.FangDNN(10), n)
+        data = bench_timing.noise(n)
+        task = fr.classification(models.FangDNN(10), data.examples["x"][:1])
         client = fr.local_sgd(task, 0.01, 32, steps=steps)
-        chunk = 1 if jax.default_backend() == "cpu" else None
+        chunk = study.client_chunk(None)
         sim = fr.Simulation(task, client, aggregators.mean(), client_chunk=chunk)
         ms = milliseconds(
             lambda sim=sim, data=data: fr.run(sim, jax.random.key(0), data, 2)[0].params,
             settings.repeats,
-        )
+        )["ms"]
         row = {"what": "training the DNN", "n": n, "d": 266_060, "steps": steps}
         rows.append(row | {"ms": ms / 2, "work": n * steps})
     return rows
@@ -191,15 +177,14 @@ def main(settings: Settings) -> dict[str, float]:
         f"{report.markdown_table(predicted)}\n"
     )
     settings.out.mkdir(parents=True, exist_ok=True)
-    (settings.out / "table.md").write_text(text)
-    content = {"measured_with": report.provenance(), "rows": rows, "constants": constants}
-    content |= {"predicted": predicted}
-    (settings.out / "cost.json").write_text(json.dumps(content, indent=1, default=str) + "\n")
-    draw(settings.out / "cost.png", rows, constants)
+    (settings.out / "cost_model.md").write_text(text)
+    more = {"constants": constants, "predicted": predicted}
+    bench_timing.write(settings.out / "cost_model.json", settings, rows, **more)
+    draw(settings.out / "cost_model.png", rows, constants)
     print(text)
     return constants
 
 
 if __name__ == "__main__":
-    use_compilation_cache()
+    study.use_compilation_cache()
     main(tyro.cli(Settings, description=__doc__))

@@ -9,32 +9,29 @@
   local step) and with weights per client (all later steps), for several client chunks, against the
   same network of Flax's own convolution and pooling (few clients: it takes seconds).
 
-  python experiments/bench_kernels.py --out results/bench_kernels.json
-  python experiments/bench_kernels.py --kernels sort --parameters 1000000
+  python experiments/bench/kernels.py --out results/bench/kernels.json
+  python experiments/bench/kernels.py --kernels sort --parameters 1000000
 
-Everything that is compared runs in turn, ``--repeats`` times, so that a change of the machine's speed
-meets all alike. Times are milliseconds: the median of the repeats, their minimum and maximum, and
-the median processor time of all threads, which other programs on the machine disturb least.
-"slower" is a ratio of medians.
+Timed as ``bench_timing.py`` says, with the median processor time of all threads, which other programs on
+the machine disturb least. "slower" is a ratio of medians.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import resource
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import bench_timing
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from bench_timing import Row, compiled
 
 import fedjax_robust as fr
 from fedjax_robust import aggregators, attacks, report
@@ -42,8 +39,6 @@ from fedjax_robust.models import FangDNN, xavier
 from fedjax_robust.robust_stats import pairwise_squared_distances
 from fedjax_robust.sorting import sort_clients
 from fedjax_robust.tasks import classification
-
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +63,8 @@ class Settings:
     repeats: int = 7
     out: Path | None = None
     """JSON file for the rows and for what they were measured with."""
+    smoke: bool = False
+    """Few clients and parameters and one repeat, to see that everything works."""
 
 
 class FlaxDNN(nn.Module):
@@ -86,41 +83,29 @@ class FlaxDNN(nn.Module):
 
 def measure(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Row]:
     """Run everything in turn, once to warm up and then ``repeats`` times."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
-        for name, run in runs.items():
-            used, start = processor_time(), time.perf_counter()
-            jax.block_until_ready(run())
-            if repeat > 0:
-                elapsed = time.perf_counter() - start
-                times[name].append((1e3 * elapsed, 1e3 * (processor_time() - used)))
-    rows = {}
-    for name, pairs in times.items():
-        wall, cpu = zip(*pairs, strict=True)
-        rows[name] = {
-            "ms": statistics.median(wall),
-            "min": min(wall),
-            "max": max(wall),
-            "cpu_ms": statistics.median(cpu),
-        }
-    return rows
+    used: dict[str, list[float]] = {name: [] for name in runs}
+
+    def timed(name: str) -> bench_timing.Way:
+        once = bench_timing.seconds(runs[name])
+
+        def way() -> float:
+            before = processor_time()
+            elapsed = once()
+            used[name].append(1e3 * (processor_time() - before))
+            return elapsed
+
+        return way
+
+    times = bench_timing.in_turn({name: timed(name) for name in runs}, repeats)
+    return {
+        name: bench_timing.summary(own) | {"cpu_ms": statistics.median(used[name][1:])}
+        for name, own in times.items()
+    }
 
 
 def processor_time() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
-
-
-def compiled(function: Callable[..., jax.Array], *args: jax.Array) -> tuple[Callable, Row]:
-    """The compiled function, and the seconds that took and MiB of memory beside the arguments."""
-    start = time.perf_counter()
-    program = jax.jit(function).lower(*args).compile()
-    facts: Row = {"compile_s": time.perf_counter() - start}
-    memory = program.memory_analysis()
-    if memory is not None:
-        used = memory.temp_size_in_bytes + memory.output_size_in_bytes
-        facts["memory_mib"] = used / 2**20
-    return lambda: program(*args), facts
 
 
 def bench_sort(n: int, d: int, repeats: int) -> list[Row]:
@@ -329,6 +314,16 @@ def bench_conv(settings: Settings) -> list[Row]:
 
 
 def main(settings: Settings) -> list[Row]:
+    if settings.smoke:
+        settings = dataclasses.replace(
+            settings,
+            clients=10,
+            parameters=(500,),
+            model_sizes=(70,),
+            chunks=(1, 10),
+            batch_size=2,
+            repeats=1,
+        )
     rows: list[Row] = []
     if "sort" in settings.kernels:
         for d in settings.parameters:
@@ -346,11 +341,7 @@ def main(settings: Settings) -> list[Row]:
         "\nslower: times the median of the first way (of the best chunk for gradients). "
         "Memory beside arguments."
     )
-    if settings.out is not None:
-        settings.out.parent.mkdir(parents=True, exist_ok=True)
-        facts = {**report.provenance(), "cpus": os.cpu_count()}
-        content = {"settings": dataclasses.asdict(settings), "measured_with": facts, "rows": rows}
-        settings.out.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    bench_timing.write(settings.out, settings, rows)
     return rows
 
 

@@ -1,7 +1,7 @@
 """Everything to measure on an accelerator, in one call of less than ten minutes.
 
-  python experiments/bench_device.py --out results/bench_device.json
-  python experiments/bench_device.py --smoke          small sizes, on anything
+  python experiments/bench/device.py --out results/bench/device.json
+  python experiments/bench/device.py --smoke          small sizes, on anything
 
 First the rules' results on this device are compared with float64; nothing is timed if they are wrong.
 Then:
@@ -20,25 +20,22 @@ repeats. Examples are noise: nothing here depends on what the images show.
 from __future__ import annotations
 
 import dataclasses
-import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bench_timing
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from bench_rounds import memory
-from common import use_compilation_cache
+from bench_timing import Row, milliseconds
 
 import fedjax_robust as fr
-from fedjax_robust import aggregators, attacks, models, report
+from fedjax_robust import aggregators, attacks, models, report, study
 from fedjax_robust.robust_stats import direction_and_length, pairwise_squared_distances
 
-Row = dict[str, Any]
 FULL = fr.Knowledge(others=True, rule=True)
 GFLOP_OF_A_ROUND = 40.0
 """100 clients x 32 images, forward and twice that backward: 12.4 MFLOP an image."""
@@ -57,17 +54,9 @@ class Settings:
 
 
 def time_of(function: Callable[..., Any], *args: Any, repeats: int) -> Row:
-    """The compiled function, warmed up once."""
-    program = jax.jit(function).lower(*args).compile()
-    jax.block_until_ready(program(*args))
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(program(*args))
-        times.append(1e3 * (time.perf_counter() - start))
-    used = program.memory_analysis()
-    mib = None if used is None else (used.temp_size_in_bytes + used.output_size_in_bytes) / 2**20
-    return {"ms": float(np.median(times)), "min": min(times), "max": max(times), "MiB": mib}
+    """The compiled function."""
+    run, facts = bench_timing.compiled(function, *args)
+    return milliseconds(run, repeats) | {"MiB": facts.get("memory_mib")}
 
 
 def squares(x: jax.Array) -> jax.Array:
@@ -138,17 +127,6 @@ class BigMLP(nn.Module):
         return nn.Dense(10)(x)
 
 
-def problem(module: Any, clients: int) -> tuple[fr.Task, fr.FederatedData]:
-    rng = np.random.default_rng(0)
-    examples = {
-        "x": jnp.asarray(rng.random((6400, 28, 28, 1), np.float32)),
-        "y": jnp.asarray(rng.integers(0, 10, 6400), jnp.int32),
-    }
-    index = jnp.asarray(rng.integers(0, 6400, (clients, 64)), jnp.int32)
-    task = fr.classification(module, examples["x"][:1])
-    return task, fr.FederatedData(examples, index, jnp.full(clients, 64, jnp.int32))
-
-
 def rounds(
     what: str,
     module: Any,
@@ -159,7 +137,8 @@ def rounds(
     number: int = 20,
 ) -> Row:
     """Milliseconds per round over blocks of so many rounds."""
-    task, data = problem(module, clients)
+    data = bench_timing.noise(clients)
+    task = fr.classification(module, data.examples["x"][:1])
     sim = fr.Simulation(
         task=task,
         client=fr.local_sgd(task, 0.01, 32),
@@ -167,18 +146,13 @@ def rounds(
         attack=attack or attacks.no_attack(),
         knowledge=FULL,
         num_malicious=clients // 5,
-        client_chunk=1 if jax.default_backend() == "cpu" else None,
+        client_chunk=study.client_chunk(None),
     )
     number = 2 if settings.smoke else number
-    times = []
-    for repeat in range(1 + (2 if settings.smoke else settings.repeats)):
-        start = time.perf_counter()
-        state, _ = fr.run(sim, jax.random.key(0), data, number)
-        jax.block_until_ready(state.params)
-        if repeat:
-            times.append(1e3 * (time.perf_counter() - start) / number)
-    row = {"what": what, "how": f"{clients} clients", **memory(sim, data)}
-    return row | {"ms": float(np.median(times)), "min": min(times), "max": max(times)}
+    repeats = 2 if settings.smoke else settings.repeats
+    many = milliseconds(lambda: fr.run(sim, jax.random.key(0), data, number)[0].params, repeats)
+    row = {"what": what, "how": f"{clients} clients", **bench_timing.memory_of_a_round(sim, data)}
+    return row | {name: value / number for name, value in many.items()}
 
 
 def matmul_rate(size: int, precision: str) -> float:
@@ -238,21 +212,11 @@ def main(settings: Settings) -> list[Row]:
         f"a DNN round: {trimmed['TFLOP/s']:.2f} TFLOP/s, {trimmed['TFLOP/s'] / rates['highest']:.0%} of "
         f"this device's float32 and {trimmed['TFLOP/s'] / rates['default']:.0%} of its default rate"
     )
-    if settings.out is not None:
-        settings.out.parent.mkdir(parents=True, exist_ok=True)
-        content = {
-            "settings": dataclasses.asdict(settings),
-            "measured_with": report.provenance(),
-            "rows": rows,
-            "targets": [
-                {"what": name, "measured": value, "at most": limit}
-                for name, value, limit in targets
-            ],
-        }
-        settings.out.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    judged = [{"what": name, "measured": value, "at most": limit} for name, value, limit in targets]
+    bench_timing.write(settings.out, settings, rows, targets=judged)
     return rows
 
 
 if __name__ == "__main__":
-    use_compilation_cache()
+    study.use_compilation_cache()
     main(tyro.cli(Settings, description=__doc__))

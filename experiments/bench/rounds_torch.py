@@ -1,4 +1,4 @@
-"""What ``bench_rounds.py`` compares with: ByzFL, and loops over clients in PyTorch. A program of its own,
+"""What ``rounds.py`` compares with: ByzFL, and loops over clients in PyTorch. A program of its own,
 because it needs ``torch`` and ``byzfl``, and JAX and PyTorch in one process compete for threads.
 
 It reads commands "<workload> <rounds>" from standard input and answers each with the seconds taken.
@@ -6,6 +6,8 @@ It reads commands "<workload> <rounds>" from standard input and answers each wit
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import json
 import sys
 import time
@@ -135,6 +137,8 @@ def main() -> None:
     }
     made: dict[str, Callable[[], None]] = {}
     versions = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # only "byzfl" needs it
+        versions["byzfl"] = importlib.metadata.version("byzfl")
     print(json.dumps(versions), flush=True)
     for line in sys.stdin:
         name, rounds = line.split()
