@@ -14,6 +14,7 @@ READMEs of experiments show published tables between ``<!-- rows: fang2020/table
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import re
 import sys
@@ -41,7 +42,7 @@ class Args:
     out: Path = Path("results/REPORT.md")
     """The file to write."""
     readmes: tuple[Path, ...] = ()
-    """READMEs to fill with published tables; default those of the experiments' folders."""
+    """READMEs to fill with published tables; default the project's and those of the papers."""
     published: Path = EXPERIMENTS
     """Where the READMEs' tables come from."""
     check: bool = False
@@ -51,7 +52,8 @@ class Args:
 def main(args: Args) -> int:
     """Returns the exit code: 1 if there are no results, or a README cannot be filled (or, with
     ``check``, is not as its rows)."""
-    readmes = args.readmes or tuple(sorted(EXPERIMENTS.rglob("README.md")))
+    own = [EXPERIMENTS.parent / "README.md", *sorted(EXPERIMENTS.rglob("README.md"))]
+    readmes = args.readmes or [path for path in own if path.exists()]
     troubles = fill(readmes, find((args.published,)), write=not args.check)
     for trouble in troubles:
         print(trouble, file=sys.stderr)
@@ -105,7 +107,8 @@ def fill(readmes: Sequence[Path], folders: Mapping[str, Path], *, write: bool) -
             before, name, old, after = match.groups()
             try:
                 if name not in folders:
-                    raise ValueError(f"there are no published rows of this name, only {[*folders]}")
+                    near = difflib.get_close_matches(name, folders, n=3, cutoff=0)
+                    raise ValueError(f"there are no published rows of this name; near it: {near}")
                 new = f"{table_of(folders[name]).strip()}\n"
             except (ValueError, OSError) as error:
                 troubles.append(f"{path}, {name}: {error}")
