@@ -17,7 +17,7 @@ from fedjax_robust.data import partition
 
 
 def made(folder, calls=None, **options):
-    """Two cells times three seeds; a run's result is 10 * cell + seed, and ``calls`` records the calls."""
+    """Two cells times three seeds; a result is 10 * cell + seed, and ``calls`` records the calls."""
 
     def program(cell):
         def compute(runs):
@@ -50,7 +50,9 @@ def test_shares_are_disjoint_and_together_all():
     assert study.share(cells[:1], "2/2") == []
 
 
-@pytest.mark.parametrize("part", ["0/3", "4/3", "3", "1/0", "a/b", "", "1/3/5", "-1/3", " 1/3", "١/٣"])
+@pytest.mark.parametrize(
+    "part", ["0/3", "4/3", "3", "1/0", "a/b", "", "1/3/5", "-1/3", " 1/3", "١/٣"]
+)
 def test_shares_that_are_none(part):
     with pytest.raises(ValueError, match="--cell needs i/N"):
         study.share([], part)
@@ -329,7 +331,9 @@ def test_command_and_settings(tmp_path):
     assert study.command(script, args) == (
         "python experiments/a.py --smoke --table 2 --rules 'Trimmed mean'"
     )
-    rows = [{"rule": "Krum", "rounds": 4, "seconds": 1.0, "git_commit": "a", "error": i} for i in (1, 2)]
+    rows = [
+        {"rule": "Krum", "rounds": 4, "seconds": 1.0, "git_commit": "a", "error": i} for i in (1, 2)
+    ]
     assert study.settings(args, rows, extra=[1]) == {
         "seeds": None, "rounds": 4, "smoke": True, "table": "2", "rules": ("Trimmed mean",), "rate": 0.1,
         "rule": "Krum", "extra": [1],
