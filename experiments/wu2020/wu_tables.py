@@ -312,9 +312,15 @@ def labels(page: Page, results: Sequence[Result]) -> list[str]:
 
 
 def selected(page: Page, results: Sequence[Result]) -> list[str]:
+    def line(run: Result) -> str:
+        return f"{run['selected']} of 50"
+
     title = "Figure 7, extreme weights after pruning, clients per round"
-    lines = delta_lines(results, lambda r: f"{r['selected']} of 50")
-    return [figure(page, "figure7", title, lines, "delta", "Delta")]
+    stages = ("trained", "RV", "AW", "RV + AW", "FT + AW")
+    return [
+        figure(page, "figure7", title, delta_lines(results, line), "delta", "Delta"),
+        table(page, "stages", "Figure 7's runs", results, stages, {}, line, "clients per round"),
+    ]
 
 
 def l2(page: Page, results: Sequence[Result]) -> list[str]:
