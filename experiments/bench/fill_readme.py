@@ -1,7 +1,7 @@
 """Put the published benchmarks into README.md, between ``<!-- bench: rounds -->`` and ``<!-- end -->``.
 
-python experiments/bench/fill_readme.py             after a new results/rounds.json or results/kernels.json
-python experiments/bench/fill_readme.py --check     writes nothing; exit code 1 if a table is not as its rows
+python experiments/bench/fill_readme.py             after new rows in results/
+python experiments/bench/fill_readme.py --check     writes nothing; exit code 1 if a table differs
 """
 
 from __future__ import annotations
