@@ -2,8 +2,8 @@
 
   python experiments/publish.py results/fang2020/table2/2a     (or: make publish FROM=results/...)
 
-goes to experiments/fang2020/results/table2/2a: ``rows.csv``, ``about.json``, ``table.md``, and those
-figures that a README shows. Refused are smoke runs, folders that cannot be read, and rows that do not
+goes to experiments/fang2020/results/table2/2a: ``rows.csv`` and other rows, ``about.json``, ``table.md``, and
+those figures that a README shows. Refused are smoke runs, folders that cannot be read, and rows that do not
 name a commit of this history, a clean tree, and versions. Nothing is copied if one of several is refused.
 """
 
@@ -87,6 +87,9 @@ def publish(folder: Path, to: Path) -> Path:
         "table.md": "\n\n".join([*head, make_report.table_of(folder)]).encode(),
         "about.json": (folder / "about.json").read_bytes(),
     }
+    # Other rows that belong to the table, such as wu2020's runs.csv.
+    more = sorted(set(folder.glob("*.csv")) - {folder / "rows.csv"})
+    files |= {path.name: path.read_bytes() for path in more}
     readmes = [p.read_text("utf-8") for p in (to / paper / "README.md", to.parent / "README.md")
                if p.exists()]  # fmt: skip
     for figure in sorted(folder.glob("*.png")):

@@ -37,6 +37,7 @@ def write(folder, provenance, **options):
 def test_what_is_copied(tmp_path, git, monkeypatch):
     folder = write(tmp_path / "results" / "paper" / "table2" / "2a", report.provenance(tmp_path))
     (folder / "curves.png").write_bytes(b"png")
+    (folder / "runs.csv").write_text("a,b\n1,2\n")
     (folder / "cells").mkdir()
     assert publish.faults(folder, tmp_path) == []
     to = tmp_path / "experiments"
@@ -46,7 +47,7 @@ def test_what_is_copied(tmp_path, git, monkeypatch):
     (to / "paper" / "README.md").write_text("![curves](results/table2/2a/curves.png)")
     assert publish.publish(folder, to) == target
     assert {path.name for path in target.iterdir()} == {
-        "rows.csv", "about.json", "table.md", "curves.png",
+        "rows.csv", "runs.csv", "about.json", "table.md", "curves.png",
     }  # fmt: skip
     assert report.read_table(target) == report.read_table(folder)
     assert (target / "table.md").read_text() == (folder / "table.md").read_text()
@@ -59,7 +60,7 @@ def test_what_is_copied(tmp_path, git, monkeypatch):
         ({"git_commit": None}, "1 of 1 rows name no commit"),
         ({"git_commit": "eb91d250827d"}, "commit eb91d250827d, which is not in the history"),
         ({"git_dirty": True}, "1 of 1 rows come from a changed tree"),
-        ({"git_dirty": None}, "1 of 1 rows come from a changed tree"),
+        ({"git_dirty": None}, "1 of 1 rows do not say whether the tree was changed"),
         ({"jax_version": None}, "1 of 1 rows have no jax_version"),
     ],
 )

@@ -84,6 +84,8 @@ def untraceable(rows: Sequence[Row], checkout: str | Path | None = None) -> list
             count("rows name no commit")
         elif not in_history(str(commit)):
             count(f"rows name commit {commit}, which is not in the history")
+        elif dirty in (None, ""):
+            count("rows do not say whether the tree was changed")
         elif str(dirty) != "False":
             count("rows come from a changed tree")
         for name in NEEDED:
