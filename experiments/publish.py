@@ -2,9 +2,10 @@
 
   python experiments/publish.py results/fang2020/table2/2a     (or: make publish FROM=results/...)
 
-goes to experiments/fang2020/results/table2/2a: ``rows.csv`` and other rows, ``about.json``, ``table.md``, and
-those figures that a README shows. Refused are smoke runs, folders that cannot be read, and rows that do not
-name a commit of this history, a clean tree, and versions. Nothing is copied if one of several is refused.
+goes to experiments/fang2020/results/table2/2a: ``rows.csv`` and other rows, ``about.json``,
+``table.md``, and those figures that a README shows. Refused are smoke runs, folders that cannot be read,
+and rows that do not name a commit of this history, a clean tree, and versions. Nothing is copied if one
+of several is refused.
 """
 
 from __future__ import annotations

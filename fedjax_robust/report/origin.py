@@ -52,7 +52,7 @@ def provenance(checkout: str | Path | None = None) -> dict[str, Any]:
 
 
 NEEDED = ("jax_version", "numpy_version", "device_kind", "utc_time")
-"""What every published row says of its origin, beside its commit, which is also the version of this package."""
+"""What every published row says of its origin; its commit is this package's version."""
 
 
 def untraceable(rows: Sequence[Row], checkout: str | Path | None = None) -> list[str]:
