@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,7 @@ STAGES = {  # keys of results -> the tables' words
 
 
 def fractions(
-    printed: dict[Any, tuple[float, ...]], stages: Sequence[str], numbers: Sequence[int] = ()
+    printed: Mapping[Any, tuple[float, ...]], stages: Sequence[str], numbers: Sequence[int] = ()
 ) -> dict[tuple[str, str], float]:
     """{(line, column): number} of a printed table, its averages included; ``numbers`` are positions of
     counts, which are left out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,15 +147,24 @@ def counts(results: Sequence[Result], stages: Sequence[str]) -> Iterator[str]:
 
 def table(
     page: Page,
+    results: Sequence[Result],
     name: str,
     title: str,
-    results: Sequence[Result],
     stages: Sequence[str],
-    paper: Mapping[report.Cell, float],
+    printed: Mapping[Any, tuple[float, ...]] | None = None,
+    numbers: Sequence[int] = (),
     line: Line = pair_name,
     label: str = "pair",
 ) -> str:
-    """Write one table; ``line`` names a run's line, ``label`` what the lines are."""
+    """Write one table.
+
+    ``printed`` and ``numbers`` are those of ``wu_printed.fractions``, of the first stages; ``line`` names
+    a run's line, ``label`` what the lines are.
+    """
+    paper = {}
+    if printed:
+        columns = len(next(iter(printed.values()))) - len(numbers)
+        paper = fractions(printed, stages[: columns // 2], numbers)
     rows = table_rows(results, stages, line)
     missing = {name for name, _ in paper} - {"average"} - {row["line"] for row in rows}
     if missing or not paper:  # an average of other runs than the paper's would not compare
@@ -162,17 +172,17 @@ def table(
     for row in rows:
         row[label] = row.pop("line")
     notes = " ".join([page.notes, *counts(results, stages)])
-    return _written(page, name, title, rows, paper, label, notes)
+    return written(page, name, title, rows, paper, label, notes)
 
 
-def stopping(page: Page, results: Sequence[Result]) -> str:
+def stopping(page: Page, results: Sequence[Result], name: str) -> str:
     """Write the averages by what stops AW."""
     title = "what stops the adjusting of extreme weights"
     notes = f"{page.notes} Averages of {', '.join(sorted({pair_name(r) for r in results}))}."
-    return _written(page, "stopping", title, stopping_rows(results), {}, "AW stops", notes)
+    return written(page, name, title, stopping_rows(results), {}, "AW stops", notes)
 
 
-def _written(
+def written(
     page: Page,
     name: str,
     title: str,
@@ -196,13 +206,21 @@ def _written(
     )
 
 
-def figure(page: Page, name: str, title: str, lines: Sequence[Series], x: str, xlabel: str) -> str:
+def figure(
+    page: Page,
+    results: Sequence[Result],
+    name: str,
+    title: str,
+    lines: Callable[[Sequence[Result]], list[Series]],
+    x: str,
+    xlabel: str,
+) -> str:
     """Draw one figure."""
     rows = [
         {"line": line, "seed": run["seed"], x: float(at), "measure": measure}
         | {"value": float(value)}
         | origin(run)
-        for line, run, values, panels in lines
+        for line, run, values, panels in lines(results)
         for measure, series in panels.items()
         for at, value in zip(values, series, strict=True)
     ]
@@ -222,11 +240,15 @@ def figure(page: Page, name: str, title: str, lines: Sequence[Series], x: str, x
     )
 
 
+def in_the_papers_figures(results: Sequence[Result]) -> Sequence[Result]:
+    return [r for r in results if pair_name(r) in ("9-0", "9-2")] or results[:1]
+
+
 def prefix_lines(results: Sequence[Result]) -> list[Series]:
     """By the number of neurons pruned."""
     return [
         (f"{vote}, {pair_name(r)}", r, range(len(r[curve]["attack"])), r[curve])
-        for r in results
+        for r in in_the_papers_figures(results)
         for vote, curve in (("RV", "RV prefixes"), ("MV", "MV prefixes"))
     ]
 
@@ -249,118 +271,155 @@ def training_lines(results: Sequence[Result], name: Line) -> list[Series]:
 
 WHOLE = ("trained", "RV", "RV + AW", "FT + AW")
 ALONE = ("AW", "AW, Delta 3")
-
-
-def patterns(page: Page, results: Sequence[Result]) -> list[str]:
-    stages = ("trained", "RV", "RV + AW, Delta 3")
-    title, paper = (
-        "Table I, triggers of 1 to 9 pixels, 9-1",
-        fractions(wu_printed.TABLE_1, stages, (4, 7)),
-    )
-
-    def line(run: Result) -> str:
-        return str(run["pixels"])
-
-    return [table(page, "table1", title, results, stages, paper, line, "pixels")]
-
-
-def pairs(page: Page, results: Sequence[Result]) -> list[str]:
-    votes, without = ("trained", "RV", "MV"), ("trained", "RV + AW", "FT + AW")
-    two, four = (
-        fractions(wu_printed.TABLE_2, votes, (4, 7)),
-        fractions(wu_printed.TABLE_4, without),
-    )
-    shown = [r for r in results if pair_name(r) in ("9-0", "9-2")] or results[:1]
-    prefixes, deltas = prefix_lines(shown), delta_lines(shown, pair_name)
-    titles = {
-        2: "Table II, pruning, MNIST",
-        4: "Table IV, the whole defence without and with fine-tuning, MNIST",
-        5: "section V-E2, adjusting extreme weights alone in the network with 20 and 50 filters",
-    }
-    return [
-        table(page, "table2", titles[2], results, votes, two),
-        table(page, "table4", titles[4], results, without, four),
-        table(page, "aw-alone", titles[5], results, ALONE, {}),
-        stopping(page, results),
-        figure(page, "figure4", "Figure 4, neurons pruned", prefixes, "pruned", "neurons pruned"),
-        figure(
-            page, "figure5", "Figure 5, extreme weights after pruning", deltas, "delta", "Delta"
-        ),
-    ]
-
-
-def concise(page: Page, results: Sequence[Result]) -> list[str]:
-    title = "Table III, adjusting extreme weights alone, 8 and 16 filters, MNIST"
-    paper = fractions(wu_printed.TABLE_3, ("AW",), (2,))
-    return [table(page, "table3", title, results, ALONE, paper), stopping(page, results)]
-
-
-def fashion(page: Page, results: Sequence[Result]) -> list[str]:
-    paper = fractions(wu_printed.TABLE_5, WHOLE)
-    return [table(page, "table5", "Table V, Fashion-MNIST", results, WHOLE, paper)]
-
-
-def cifar10(page: Page, results: Sequence[Result]) -> list[str]:
-    paper = fractions(wu_printed.TABLE_6, WHOLE)
-    return [table(page, "table6", "Table VI, CIFAR-10", results, WHOLE, paper)]
-
-
-def labels(page: Page, results: Sequence[Result]) -> list[str]:
-    title = "Figure 3, training with 3, 5 and 7 labels per client"
-    lines = training_lines(results, lambda r: f"{r['labels']} labels")
-    return [figure(page, "figure3", title, lines, "round", "round")]
-
-
-def selected(page: Page, results: Sequence[Result]) -> list[str]:
-    def line(run: Result) -> str:
-        return f"{run['selected']} of 50"
-
-    title = "Figure 7, extreme weights after pruning, clients per round"
-    stages = ("trained", "RV", "AW", "RV + AW", "FT + AW")
-    return [
-        figure(page, "figure7", title, delta_lines(results, line), "delta", "Delta"),
-        table(page, "stages", "Figure 7's runs", results, stages, {}, line, "clients per round"),
-    ]
-
-
-def l2(page: Page, results: Sequence[Result]) -> list[str]:
-    title = "Figure 8, L2 penalty on the last convolution"
-    lines = training_lines(results, lambda r: f"lambda {r['l2']:g}")
-    return [figure(page, "figure8", title, lines, "round", "round")]
-
-
-def adaptive(page: Page, results: Sequence[Result]) -> list[str]:
-    words = {
-        "nothing": "no counter-attack",
-        "ranks": "reversed rankings",
-        "pruning": "pruning-aware",
-        "AW": "self-clipping",
-    }
-
-    def line(run: Result) -> str:
-        return f"{words[run['against']]}, {pair_name(run)}"
-
-    title = "section VI-C, attackers who know the defence"
-    return [table(page, "adaptive", title, results, WHOLE, {}, line, "attackers")]
-
-
-PARTS: dict[str, tuple[str, Callable[[Page, Sequence[Result]], list[str]]]] = {
-    "patterns": ("table1", patterns),
-    "pairs": ("table2", pairs),
-    "concise": ("table3", concise),
-    "fashion": ("table5", fashion),
-    "cifar10": ("table6", cifar10),
-    "labels": ("figure3", labels),
-    "selected": ("figure7", selected),
-    "l2": ("figure8", l2),
-    "adaptive": ("adaptive", adaptive),
+AGAINST = {
+    "nothing": "no counter-attack",
+    "ranks": "reversed rankings",
+    "pruning": "pruning-aware",
+    "AW": "self-clipping",
 }
-"""The folder of a part's first table or figure, and what makes them all."""
+
+
+def of_50(run: Result) -> str:
+    return f"{run['selected']} of 50"
+
+
+PARTS: dict[str, tuple[functools.partial[str], ...]] = {
+    "patterns": (
+        partial(
+            table,
+            name="table1",
+            title="Table I, triggers of 1 to 9 pixels, 9-1",
+            stages=("trained", "RV", "RV + AW, Delta 3"),
+            printed=wu_printed.TABLE_1,
+            numbers=(4, 7),
+            line=lambda run: str(run["pixels"]),
+            label="pixels",
+        ),
+    ),
+    "pairs": (
+        partial(
+            table,
+            name="table2",
+            title="Table II, pruning, MNIST",
+            stages=("trained", "RV", "MV"),
+            printed=wu_printed.TABLE_2,
+            numbers=(4, 7),
+        ),
+        partial(
+            table,
+            name="table4",
+            title="Table IV, the whole defence without and with fine-tuning, MNIST",
+            stages=("trained", "RV + AW", "FT + AW"),
+            printed=wu_printed.TABLE_4,
+        ),
+        partial(
+            table,
+            name="aw-alone",
+            title="section V-E2, adjusting extreme weights alone in the network with 20 and 50 filters",
+            stages=ALONE,
+        ),
+        partial(stopping, name="stopping"),
+        partial(
+            figure,
+            name="figure4",
+            title="Figure 4, neurons pruned",
+            lines=prefix_lines,
+            x="pruned",
+            xlabel="neurons pruned",
+        ),
+        partial(
+            figure,
+            name="figure5",
+            title="Figure 5, extreme weights after pruning",
+            lines=lambda runs: delta_lines(in_the_papers_figures(runs), pair_name),
+            x="delta",
+            xlabel="Delta",
+        ),
+    ),
+    "concise": (
+        partial(
+            table,
+            name="table3",
+            title="Table III, adjusting extreme weights alone, 8 and 16 filters, MNIST",
+            stages=ALONE,
+            printed=wu_printed.TABLE_3,
+            numbers=(2,),
+        ),
+        partial(stopping, name="stopping"),
+    ),
+    "fashion": (
+        partial(
+            table,
+            name="table5",
+            title="Table V, Fashion-MNIST",
+            stages=WHOLE,
+            printed=wu_printed.TABLE_5,
+        ),
+    ),
+    "cifar10": (
+        partial(
+            table,
+            name="table6",
+            title="Table VI, CIFAR-10",
+            stages=WHOLE,
+            printed=wu_printed.TABLE_6,
+        ),
+    ),
+    "labels": (
+        partial(
+            figure,
+            name="figure3",
+            title="Figure 3, training with 3, 5 and 7 labels per client",
+            lines=lambda runs: training_lines(runs, lambda r: f"{r['labels']} labels"),
+            x="round",
+            xlabel="round",
+        ),
+    ),
+    "selected": (
+        partial(
+            figure,
+            name="figure7",
+            title="Figure 7, extreme weights after pruning, clients per round",
+            lines=lambda runs: delta_lines(runs, of_50),
+            x="delta",
+            xlabel="Delta",
+        ),
+        partial(
+            table,
+            name="stages",
+            title="Figure 7's runs",
+            stages=("trained", "RV", "AW", "RV + AW", "FT + AW"),
+            line=of_50,
+            label="clients per round",
+        ),
+    ),
+    "l2": (
+        partial(
+            figure,
+            name="figure8",
+            title="Figure 8, L2 penalty on the last convolution",
+            lines=lambda runs: training_lines(runs, lambda r: f"lambda {r['l2']:g}"),
+            x="round",
+            xlabel="round",
+        ),
+    ),
+    "adaptive": (
+        partial(
+            table,
+            name="adaptive",
+            title="section VI-C, attackers who know the defence",
+            stages=WHOLE,
+            line=lambda run: f"{AGAINST[run['against']]}, {pair_name(run)}",
+            label="attackers",
+        ),
+    ),
+}
+"""What makes a part's tables and figures of ``page`` and ``results``."""
 
 
 def write(part: str, results: Sequence[Result], page: Page) -> list[str]:
     """The tables and figures of one part, as files and as text. ``runs``, beside the rows of the first,
     has everything that was measured, a row per run, with all settings."""
-    first, make = PARTS[part]
+    first = PARTS[part][0].keywords["name"]
     report.write_rows(page.folder / first / "runs", run_rows(results))
-    return make(page, results)
+    return [make(page, results) for make in PARTS[part]]
