@@ -30,7 +30,7 @@ from fedjax_robust.files import written_atomically
 from fedjax_robust.report.tables import count_seeds, is_within, safe, show_summary
 
 EXPERIMENTS = Path(__file__).resolve().parent
-BLOCK = re.compile(r"(<!-- rows: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"^(<!-- rows: (\S+) -->\n)(.*?)^(<!-- end -->)$", re.DOTALL | re.MULTILINE)
 
 
 @dataclasses.dataclass
@@ -97,7 +97,7 @@ def fill(readmes: Sequence[Path], folders: Mapping[str, Path], *, write: bool) -
     troubles = []
     for path in readmes:
         text = path.read_text("utf-8")
-        if text.count("<!-- rows:") != len(BLOCK.findall(text)):
+        if len(re.findall("^<!-- rows:", text, re.MULTILINE)) != len(BLOCK.findall(text)):
             troubles.append(
                 f"{path}: a block does not end; write <!-- rows: name --> ... <!-- end -->"
             )

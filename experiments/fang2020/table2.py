@@ -90,6 +90,8 @@ def main(args: Args) -> None:
     try:
         data = Data(at, args.data_dir)
     except FileNotFoundError as error:
+        if name != "2d":
+            raise
         print(f"Table {name} as printed (testing error rate, fraction):\n\n{printed_table(name)}")
         print(f"\nOurs is waiting for the data. {error}")
         return

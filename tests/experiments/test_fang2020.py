@@ -116,9 +116,9 @@ def test_table_2d_runs_where_its_data_are(tmp_path, monkeypatch):
         x = rng.normal(size=(number, 64, 64, 1)).astype(np.float32)
         return {"x": x, "y": rng.integers(0, 8, number)}
 
-    noise = Dataset(train=batch(40), test=batch(8), num_classes=8, name="ch_mnist", note="noise")
+    noise = Dataset(train=batch(64), test=batch(8), num_classes=8, name="ch_mnist", note="noise")
     monkeypatch.setattr(fang_setting, "load", lambda name, *a: {"ch_mnist": noise}[name])
-    monkeypatch.setattr(fang_setting, "SMOKE_CLIENTS", 4)
+    monkeypatch.setattr(fang_setting, "SMOKE_CLIENTS", 8)  # one for each label
     at = fang_setting.SETTINGS["2d"]._replace(batch_size=2)
     monkeypatch.setitem(fang_setting.SETTINGS, "2d", at)
     folder = smoke_2(tmp_path, table="2d", rules=("Median",), attacks=("NoAttack",), rounds=1)
