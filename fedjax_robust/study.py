@@ -203,14 +203,18 @@ def run(study: Study, part: str | None = None) -> list[dict[str, Any]] | None:
 
         for cell in range(len(cells)):
             told(cell)
-        with ThreadPoolExecutor(study.jobs) as pool:
-            waiting = [pool.submit(compute, group) for group in groups.values()]
-            try:
-                for done in waiting:
-                    done.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        if study.jobs == 1:  # not in a thread: contexts such as jax.default_device end there
+            for group in groups.values():
+                compute(group)
+        else:
+            with ThreadPoolExecutor(study.jobs) as pool:
+                waiting = [pool.submit(compute, group) for group in groups.values()]
+                try:
+                    for done in waiting:
+                        done.result()
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
     if part is not None:
         print(f"share {part} is in {study.folder}/cells; the same command without it gathers all")
         return None

@@ -175,6 +175,28 @@ def test_threads_give_the_same_rows(tmp_path):
     ]
 
 
+def test_contexts_reach_the_programs(tmp_path):
+    def program(cell):
+        return lambda runs: [{"error": jnp.zeros(1, float).dtype.itemsize} for _ in runs]
+
+    with jax.enable_x64(True):
+        assert study.run(made(tmp_path)._replace(program=program))[0]["error"] == 8
+
+
+def test_an_error_in_one_thread_ends_the_study(tmp_path):
+    def program(cell):
+        def compute(runs):
+            if cell["a"] == 0:
+                raise RuntimeError("no luck")
+            return [{"error": 1}] * len(runs)
+
+        return compute
+
+    cells = study.grid({}, a=range(20))
+    with pytest.raises(RuntimeError, match="no luck"):
+        study.run(made(tmp_path, cells=cells, jobs=2)._replace(program=program))
+
+
 def test_what_a_study_refuses(tmp_path):
     def refuse(message, **options):
         with pytest.raises((ValueError, TypeError), match=message):
