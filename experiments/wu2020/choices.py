@@ -135,7 +135,7 @@ def tried(
 ) -> dict[str, Choices]:
     """{table: {choice: test, attack, number}} of one trained model (d,)."""
     layer = inputs.layer
-    data = FederatedData(images.pool, now.index, now.count)
+    data = FederatedData(images.pool, now.rows, now.sizes)
     by = judge(inputs, cell, images, now)
 
     def pruned_by(order: Array) -> tuple[Array, Array, Measures]:

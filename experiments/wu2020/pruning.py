@@ -205,7 +205,7 @@ def folder_of(args: Args) -> Path:
         return args.out / f"{args.part}-smoke"
     usual = {**SETTINGS[setting_name(args.part)]._asdict(), "width": (32, 64)}
     usual |= {"drop": Args.drop, "before_relu": False}
-    words = [args.part]
+    words: list[str] = [args.part]
     for name, standard in usual.items():
         value = getattr(args, name, None)
         if value is not None and value != standard:

@@ -210,7 +210,7 @@ def adjust(
 def attacked_and_repaired(inputs: Inputs, cell: Settings, images: Images, now: Numbers) -> Results:
     """One run: stages, curves, the final mask ``keep`` and the parameters ``models``."""
     layer, drop = inputs.layer, cell["drop"]
-    data = FederatedData(images.pool, now.index, now.count)
+    data = FederatedData(images.pool, now.rows, now.sizes)
     by = judge(inputs, cell, images, now)
     sim = simulation(inputs, cell, now)
     trained, curve = train(sim, now.key, data, cell["rounds"], by)

@@ -168,8 +168,9 @@ class Numbers(NamedTuple):
     """Arguments of the program, one per run: what may differ between runs of one program."""
 
     key: jax.Array
-    index: jax.Array
-    count: jax.Array
+    rows: jax.Array
+    sizes: jax.Array
+    """the partition: rows of the pool, (N, m) and (N,)"""
     victim: jax.Array
     target: jax.Array
     victims: jax.Array

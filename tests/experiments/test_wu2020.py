@@ -245,11 +245,11 @@ def test_kept_models_and_the_choices_made_on_them(pairs, tmp_path, monkeypatch):
     # Clients' accuracies on their first 31 images, neuron by neuron; client 0 says 1, then 0.
     trained = jnp.asarray(models["trained"])
     now = wu_setting.numbers(inputs, run)
-    data = FederatedData(inputs.pool, now.index, now.count)
+    data = FederatedData(inputs.pool, now.rows, now.sizes)
     order = repairs.ranking_vote(
         repairs.ranks(repairs.client_activations(inputs.layer, trained, data))
     )
-    rows = [np.asarray(now.index[i, : min(int(now.count[i]), 31)]) for i in range(10)]
+    rows = [np.asarray(now.rows[i, : min(int(now.sizes[i]), 31)]) for i in range(10)]
     x, y = (inputs.pool[name][np.concatenate(rows)] for name in ("x", "y"))
 
     @jax.jit
@@ -288,7 +288,7 @@ def test_attackers_own_the_victim_label(tmp_path):
         (cell,) = pruning.cells_of(args, inputs, victim, 1)
         now = wu_setting.numbers(inputs, {**cell, "seed": 0})
         y = np.asarray(inputs.pool["y"])
-        own = [y[row[:count]] for row, count in zip(now.index, now.count, strict=True)]
+        own = [y[row[:count]] for row, count in zip(now.rows, now.sizes, strict=True)]
         owners = [victim in labels for labels in own]
         assert owners[:3] == [True] * 3 and sum(owners) == 3
         assert all(len(np.unique(labels)) == 3 for labels in own)
