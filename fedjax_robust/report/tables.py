@@ -122,7 +122,7 @@ def comparison_table(
       line: the rows' key that names the table's lines.
       columns: the rows' key that names the table's columns.
       value: the rows' key of the metric, a fraction in [0, 1].
-      metric: the metric in words, for the heading.
+      metric: the metric in words, for the heading; one that ends with a bracket says its unit itself.
       tolerance: largest accepted |mean - paper|, as a fraction.
 
     Returns:
@@ -152,8 +152,9 @@ def comparison_table(
             return [text]
         return [_printed(paper[cell]) if cell in paper else "–", text]
 
+    unit = "" if metric.endswith(")") else ", fraction (0 to 1)"
     heading = (
-        f"{metric[0].upper()}{metric[1:]}, fraction (0 to 1): {'paper | ours, ' if paper else ''}"
+        f"{metric[0].upper()}{metric[1:]}{unit}: {'paper | ours, ' if paper else ''}"
         f"mean ± sample standard deviation over {count_seeds(ours)}."
     )
     names = [[f"{head}: paper", "ours"] if head in printed else [head] for head in heads]
