@@ -706,3 +706,10 @@ def test_later_panels_are_not_cut_off(tmp_path, monkeypatch):
         low, high = axes.get_ylim()
         assert low == 0
         assert high >= 1
+
+
+def test_a_metric_that_ends_with_a_bracket_says_its_unit():
+    rows = [{"attack": "a", "rule": "r", "seed": 0, "error": 272.5}]
+    text = report.comparison_table(rows, {}, metric="norm (gamma = 80)")
+    assert text.startswith("Norm (gamma = 80): mean") and "272.500" in text
+    assert "norm, fraction (0 to 1): mean" in report.comparison_table(rows, {}, metric="a norm")

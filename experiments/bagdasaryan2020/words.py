@@ -223,7 +223,7 @@ def write_popularity(inputs: Inputs, folder: Path, rows: list[Row], about: Row) 
         + f". Words of the training text: {counts}. Lowest backdoor accuracy {lowest:.3f}. The paper's "
         f"norms, of another sentence: {printed}.",
         line="y", columns="x", value="norm",
-        metric=f"norm of the submitted update (gamma = {POPULARITY_GAMMA:g})", **about,
+        metric=f"norm of the update (gamma = {POPULARITY_GAMMA:g})", **about,
     )  # fmt: skip
     print(f"\n{text}")
 

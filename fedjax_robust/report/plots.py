@@ -182,7 +182,7 @@ def plot_comparison(
       columns: the rows' key that names the panels.
       value: the rows' key of the metric, a fraction in [0, 1].
       title: a heading over all panels.
-      metric: what the x axis shows; "(fraction)" is added.
+      metric: what the x axis shows; "(fraction)" is added, but to one that ends with a bracket.
       tolerance: half the width of the grey band, as a fraction.
 
     Raises:
@@ -208,9 +208,10 @@ def plot_comparison(
                 )
         axes.set_yticks(range(len(lines)), lines)
         axes.set_ylim(len(lines) - 0.5, -0.5)
-        axes.set_xlabel(f"{metric} (fraction)")
+        axes.set_xlabel(metric if metric.endswith(")") else f"{metric} (fraction)")
         axes.margins(x=0.08)
-    panels[0].set_xlim(left=0)  # shared by all; earlier it would stop the automatic scaling
+    # Shared by all; earlier it would stop the automatic scaling. Far from 0 the margin is too small.
+    panels[0].set_xlim(0, 1.04 * panels[0].get_xlim()[1])
     band = f"grey: paper ± {tolerance:g}; " if paper else ""
     note = f"{band}bar: ± sample standard deviation over seeds"
     _legend(figure, panels, ["paper", "ours"], note)

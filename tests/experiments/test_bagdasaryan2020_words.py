@@ -77,7 +77,7 @@ def test_popularity_smoke(plays, out):
         assert int(row["count(x)"]) > 0 and float(row["norm"]) > 0
     assert "is-palatable 89.5" in about.notes
     text = (out / "popularity-smoke" / "table.md").read_text()
-    assert "Norm of the submitted update (gamma = 80): mean" in text and "1 seed" in text
+    assert "Norm of the update (gamma = 80): mean" in text and "1 seed" in text
 
 
 def test_stopping_and_dividing():
