@@ -12,16 +12,19 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo report test lint format clean
+.PHONY: help demo report publish test lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: $(READY)  ## reproduce Table 2e of Fang et al. (2020) on its real data, offline
-	$(RUN) experiments/fang_table2.py --table 2e --seeds 1 $(ARGS)
+	$(RUN) experiments/fang2020/table2.py --table 2e --seeds 1 $(ARGS)
 
-report: $(READY)  ## gather all results in results/REPORT.md
+report: $(READY)  ## gather all results in results/REPORT.md, and fill the tables of the READMEs
 	$(RUN) experiments/make_report.py $(ARGS)
+
+publish: $(READY)  ## copy FROM=results/PAPER/TABLE, whose rows name a commit, to the paper's folder
+	$(RUN) experiments/publish.py $(FROM)
 
 test: $(READY)  ## run the tests
 	$(RUN) -m pytest -q $(PYTEST_ARGS)

@@ -36,7 +36,11 @@ def write_table(folder, errors=(0.11, 0.40), **more):
 def write(tmp_path, **options):
     places = (tmp_path / "results", tmp_path / "shipped")
     out = tmp_path / "results" / "REPORT.md"
-    code = make_report.main(make_report.Args(places, out, **options))
+    readme = tmp_path / "README.md"
+    readme.touch()
+    code = make_report.main(
+        make_report.Args(places, out, (readme,), tmp_path / "shipped", **options)
+    )
     return code, out.read_text() if out.exists() else None
 
 
@@ -90,8 +94,114 @@ def test_sections(page):
     assert cells(sweep, "krum") == ["krum", "none", "0.050", "0.250"]
 
 
+def damaged(folder, name, old, new):
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("rows.csv", "0.11", "high"),
+        ("rows.csv", ",0.11", ""),
+        ("about.json", '"tolerance": 0.03', '"tolerance": "NaN"'),
+        ("about.json", '["none", "krum", 0.1]', '["none", 0.1]'),
+        ("about.json", '["none", "krum", 0.1]', '["none", "krum", "NaN"]'),
+        ("about.json", '"metric": "testing error rate"', '"metric": ""'),
+        ("about.json", '"kind": "table"', '"kind": "sweep"'),
+        ("about.json", "{", ""),
+        ("about.json", "{", "[" * 100_000),
+    ],
+)
+def test_one_bad_folder_does_not_end_the_report(tmp_path, capsys, name, old, new):
+    for folder in ("a", "b", "c"):
+        write_table(tmp_path / "results" / folder)
+    damaged(tmp_path / "results" / "b", name, old, new)
+    code, text = write(tmp_path)
+    assert code == 0
+    assert cells(text, "a")[1:3] == cells(text, "c")[1:3] == ["2", "1 (± 0.03)"]
+    assert "2 tables and 0 sweeps" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("**Left out**")]
+    path = str(tmp_path / "results" / "b" / name)
+    assert "folder `b`" in line and path in line
+    assert path in capsys.readouterr().err
+
+
+def test_rows_that_are_not_there(tmp_path, capsys):
+    write_table(tmp_path / "results" / "a")
+    write_table(tmp_path / "results" / "b")
+    (tmp_path / "results" / "b" / "rows.csv").unlink()
+    assert write(tmp_path)[0] == 0
+    assert "b/rows.csv" in capsys.readouterr().err
+
+
+def test_nothing_of_a_folder_becomes_html_or_a_link(tmp_path):
+    rows = table_rows((0.1, 0.5), device_kind="<u>")
+    report.write_table(
+        tmp_path / "results" / "a", rows, PAPER, title="<script>alert(1)</script>",
+        command="a `b` <c> [x](y)", notes="[click](javascript:alert(1)) <img src=x>",
+        metric="<i>error", doubts=["<b>"],
+    )  # fmt: skip
+    _, text = write(tmp_path)
+    outside = text.replace("``a `b` <c> [x](y)``", "")  # a code span shows it as it is
+    assert outside != text
+    assert "<" not in outside.replace("![", "")
+    assert "[click\\](javascript" in outside
+
+
+README = """# Paper
+
+Words stay.
+
+<!-- rows: paper/2a -->
+old
+<!-- end -->
+
+| a table by hand |
+"""
+
+
+def test_readmes_are_filled_with_published_rows(tmp_path, capsys):
+    (tmp_path / "README.md").write_text(README)
+    write_table(tmp_path / "shipped" / "paper" / "results" / "2a")
+    write_table(tmp_path / "results" / "paper" / "2a", (0.9, 0.9))  # fresh, so not shown
+    assert write(tmp_path, check=True) == (1, None)
+    assert "paper/2a: the table is not as its rows" in capsys.readouterr().err
+    assert write(tmp_path)[0] == 0
+    text = (tmp_path / "README.md").read_text()
+    assert cells(text, "none") == ["none", "0.10", "0.110 ± 0.000"]
+    assert cells(text, "full") == ["full", "0.50", "**0.400 ± 0.000**"]
+    before, after = README.split("old\n")
+    assert text.startswith(before) and text.endswith(after)
+    assert write(tmp_path, check=True)[0] == 0
+    write_table(tmp_path / "shipped" / "paper" / "results" / "2a", (0.11, 0.401))
+    assert write(tmp_path, check=True)[0] == 1
+
+
+def test_readmes_that_cannot_be_filled(tmp_path, capsys):
+    write_table(tmp_path / "shipped" / "paper" / "results" / "2a")
+    for content, message in {
+        README.replace("paper/2a", "paper/2b"): "README.md, paper/2b: there are no published rows",
+        README.replace("<!-- end -->", ""): "README.md: a block does not end",
+    }.items():
+        (tmp_path / "README.md").write_text(content)
+        code, text = write(tmp_path)
+        assert code == 1
+        assert "Table 2a" in text, "the page is written all the same"
+        assert message in capsys.readouterr().err
+        assert (tmp_path / "README.md").read_text() == content
+
+
 def test_the_results_that_come_with_the_project(tmp_path):
-    places = (tmp_path, Path(__file__).parents[1] / "experiments" / "results")
-    assert make_report.main(make_report.Args(places, tmp_path / "REPORT.md")) == 0
-    text = (tmp_path / "REPORT.md").read_text()
-    assert cells(text, "fang_table2/2a")[1:4] == ["15", "13 (± 0.03)", "87%"]
+    out = tmp_path / "REPORT.md"
+    folders = make_report.find((make_report.EXPERIMENTS,))
+    text, bad = make_report.page(folders, tmp_path)
+    assert bad == {}
+    assert cells(text, "fang2020/table2/2a")[1:4] == ["15", "13 (± 0.03)", "87%"]
+    assert not out.exists()
+
+
+def test_every_readme_shows_its_rows():
+    """``make report`` mends it."""
+    assert make_report.main(make_report.Args(check=True)) == 0

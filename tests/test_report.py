@@ -172,17 +172,60 @@ def test_cell_of_other_settings(tmp_path):
     assert "another result folder" in message
 
 
+SAVED = b'{"settings": {"f": 2}, "result": {"error": 0.25}'
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b'{"settings": {"f": 2},\n"res', b"[]", b'{"settings": 1}', b"\xff\xfe"]
+    "content",
+    [
+        b"",
+        b'{"settings": {"f": 2},\n"res',
+        b"[]",
+        b"{}",
+        b"null",
+        b'{"settings": 1}',
+        b"\xff\xfe",
+        SAVED + b"}",  # nobody knows whether that is what was saved
+        SAVED + b', "sha256": ""}',
+        SAVED + b', "sha256": null}',
+        SAVED.replace(b"0.25", b'"high"') + b', "sha256": "%s"}',
+        SAVED.replace(b'{"error": 0.25}', b"{}") + b', "sha256": "%s"}',
+        SAVED.replace(b"0.25", b"NaN") + b', "sha256": "%s"}',
+        SAVED.replace(b"0.25", b"1e999") + b', "sha256": "%s"}',
+        SAVED.replace(b'"error": 0.25', b'"error": 0.5, "error": 0.25') + b', "sha256": "%s"}',
+        SAVED.replace(b'{"error": 0.25}', b'[["error", 0.25]]') + b', "sha256": "%s"}',
+        SAVED.replace(b'{"f": 2}', b'{"f": 2, "f": 2}') + b', "sha256": "%s"}',
+        SAVED + b', "sha256": "%s", "more": 1}',
+        b"[" * 200_000,
+        b'{"a":' * 200_000,
+    ],
 )
 def test_damaged_cell_is_computed_again(tmp_path, content):
     report.save_cell(tmp_path, "krum", {"f": 2}, {"error": 0.25})
-    (tmp_path / "cells" / "krum.json").write_bytes(content)
+    path = tmp_path / "cells" / "krum.json"
+    digest = json.loads(path.read_text())["sha256"].encode()  # of what was saved
+    path.write_bytes(content.replace(b"%s", digest))
     with pytest.warns(RuntimeWarning, match=r"krum\.json is damaged"):
         assert report.load_cell(tmp_path, "krum", {"f": 2}) is None
 
 
-@pytest.mark.parametrize("name", ["", "../krum", "a/b", ".hidden", "a b"])
+@pytest.mark.parametrize(
+    ("before", "now"), [(2, 2.0), (0, False), (1, True), (1, "1"), (None, 0), ([1], [1.0])]
+)
+def test_settings_of_other_types_are_other_settings(tmp_path, before, now):
+    report.save_cell(tmp_path, "krum", {"f": before}, {"error": 0.25})
+    with pytest.raises(ValueError, match="other settings"):
+        report.load_cell(tmp_path, "krum", {"f": now})
+    assert report.load_cell(tmp_path, "krum", {"f": before}) == {"error": 0.25}
+
+
+def test_a_cell_that_is_a_folder(tmp_path):
+    (tmp_path / "cells" / "krum.json").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"krum\.json is a folder"):
+        report.load_cell(tmp_path, "krum", {})
+
+
+@pytest.mark.parametrize("name", ["", "../krum", "a/b", ".hidden", "a b", "-f", "a\nb", "x" * 251])
 def test_cell_names(tmp_path, name):
     with pytest.raises(ValueError, match="a cell's name"):
         report.save_cell(tmp_path, name, {}, {})
@@ -221,6 +264,49 @@ def test_provenance_of_this_process(tmp_path):
     assert facts["utc_time"].endswith("+00:00")
     report.write_rows(tmp_path / "runs", [facts])
     assert report.read_rows(tmp_path / "runs") == [facts]
+
+
+def test_untraceable(tmp_path):
+    def git(*arguments):
+        who = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+        command = ["git", "-C", str(tmp_path), *who, *arguments]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    git("init", "-b", "main")
+    git("commit", "--allow-empty", "-m", "first")
+    git("checkout", "-q", "-b", "side")
+    git("commit", "--allow-empty", "-m", "elsewhere")
+    side = git("rev-parse", "--short=12", "HEAD")
+    git("checkout", "-q", "main")
+    good = report.provenance(tmp_path)
+    assert report.untraceable([good], tmp_path) == []
+    as_text = {key: "" if value is None else str(value) for key, value in good.items()}
+    assert report.untraceable([as_text], tmp_path) == []
+    dirty = {**as_text, "git_dirty": "True"}
+    faulty = [
+        as_text,
+        {**as_text, "git_commit": ""},
+        {"error": "0.1"},
+        dirty,
+        {**dirty, "git_dirty": ""},
+        {**as_text, "git_commit": side},
+        {**as_text, "git_commit": "eb91d250827d"},
+        {**as_text, "git_commit": "--help"},
+        {**as_text, "jax_version": ""},
+    ]
+    assert report.untraceable(faulty, tmp_path) == [
+        "2 of 9 rows name no commit",
+        "2 of 9 rows have no jax_version",
+        "1 of 9 rows have no numpy_version",
+        "1 of 9 rows have no device_kind",
+        "1 of 9 rows have no utc_time",
+        "1 of 9 rows come from a changed tree",
+        "1 of 9 rows do not say whether the tree was changed",
+        f"1 of 9 rows name commit {side}, which is not in the history",
+        "1 of 9 rows name commit eb91d250827d, which is not in the history",
+        "1 of 9 rows name commit --help, which is not in the history",
+    ]
 
 
 # Tables
@@ -316,7 +402,13 @@ def test_differences():
 def test_write_table(tmp_path):
     folder = tmp_path / "new" / "2a"
     text = report.write_table(
-        folder, ROWS, PAPER, title="Table 2a", command="python a.py", notes="Two seeds."
+        folder,
+        ROWS,
+        PAPER,
+        title="Table 2a",
+        command="python a.py",
+        notes="Two seeds.",
+        settings={"rounds": 3, "rules": ("krum",), "rate": None},
     )
     assert text == f"Table 2a\n\nTwo seeds.\n\n{report.comparison_table(ROWS, PAPER)}"
     assert (folder / "table.md").read_text() == text
@@ -324,15 +416,18 @@ def test_write_table(tmp_path):
     assert report.read_rows(folder / "rows") == ROWS
     about, rows = report.read_table(folder)
     assert about.paper == PAPER
-    assert about[:-1] == (
-        "Table 2a",
-        "python a.py",
-        "attack",
-        "rule",
-        "error",
-        "testing error rate",
-        0.03,
-        "Two seeds.",
+    assert about == report.Table(
+        title="Table 2a",
+        command="python a.py",
+        line="attack",
+        columns="rule",
+        value="error",
+        metric="testing error rate",
+        tolerance=0.03,
+        notes="Two seeds.",
+        settings={"rounds": 3, "rules": ["krum"], "rate": None},
+        doubts=[],
+        paper=PAPER,
     )
     assert report.comparison_table(rows, about.paper) == report.comparison_table(ROWS, PAPER)
 
@@ -341,9 +436,99 @@ def test_read_table_of_something_else(tmp_path):
     with pytest.raises(FileNotFoundError):
         report.read_table(tmp_path)
     for content in ("{", "[]", '{"title": "a"}'):
-        (tmp_path / "table.json").write_text(content)
-        with pytest.raises(ValueError, match=r"table\.json does not describe its folder.*again"):
+        (tmp_path / "about.json").write_text(content)
+        with pytest.raises(ValueError, match=r"about\.json does not describe its folder.*again"):
             report.read_table(tmp_path)
+
+
+def damage(folder, old, new, name="about.json"):
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("about.json", '"tolerance": 0.03', '"tolerance": "NaN"'),
+        ("about.json", '"tolerance": 0.03', '"tolerance": NaN'),
+        ("about.json", '"tolerance": 0.03', '"tolerance": -1'),
+        ("about.json", '"tolerance": 0.03', '"tolerance": true'),
+        ("about.json", '"metric": "testing error rate"', '"metric": ""'),
+        ("about.json", '"title": "T"', '"title": 1'),
+        ("about.json", '"title": "T"', '"title": "T", "title": "U"'),
+        ("about.json", '"kind": "table"', '"kind": "list"'),
+        ("about.json", '"kind": "table"', '"kind": "table", "more": 1'),
+        ("about.json", '["none", "krum", 0.1]', '["none", 0.1]'),
+        ("about.json", '["none", "krum", 0.1]', '["none", "krum", "NaN"]'),
+        ("about.json", '["none", "krum", 0.1]', '["none", "krum", null]'),
+        ("about.json", '"settings": {}', '"settings": []'),
+        ("about.json", '"doubts": []', '"doubts": "none"'),
+        ("rows.csv", "0.25", "high"),
+        ("rows.csv", "0.25", ""),
+        ("rows.csv", "0.25", "0.25,1"),
+        ("rows.csv", ",0.25", ""),
+        ("rows.csv", "error", "rule"),
+        ("rows.csv", "error", "mistakes"),
+    ],
+)
+def test_a_damaged_folder_names_its_file(tmp_path, name, old, new):
+    rows = [{"attack": "none", "rule": "krum", "error": 0.25}]
+    report.write_table(tmp_path, rows, {("none", "krum"): 0.1}, title="T", command="c")
+    damage(tmp_path, old, new, name)
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        report.read_table(tmp_path)
+
+
+def test_older_folders_are_read(tmp_path):
+    """``table.json``, with the lines' key as ``index``."""
+    report.write_table(tmp_path, ROWS, PAPER, title="T", command="c")
+    about, rows = report.read_table(tmp_path)
+    fields = {
+        key: value for key, value in json.loads((tmp_path / "about.json").read_text()).items()
+        if key not in ("kind", "settings", "doubts", "line")
+    }  # fmt: skip
+    (tmp_path / "table.json").write_text(json.dumps({**fields, "index": "attack"}))
+    (tmp_path / "about.json").unlink()
+    assert report.read_table(tmp_path) == (about._replace(doubts=()), rows)
+
+
+def test_doubts_stand_below_the_table(tmp_path):
+    say = {"title": "T", "command": "c", "doubts": ["1 of 4 rows name no commit"]}
+    text = report.write_table(tmp_path / "t", ROWS, PAPER, **say)
+    assert text.endswith("\nNot traceable: 1 of 4 rows name no commit.\n")
+    assert report.table_text(*report.read_table(tmp_path / "t")) in text
+    text = report.write_sweep(tmp_path / "s", SWEEP, x="p", **say)
+    assert text.endswith("\nNot traceable: 1 of 4 rows name no commit.\n")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tolerance", math.nan), ("tolerance", -0.1), ("title", ""), ("title", 3), ("metric", ""),
+        ("paper", {("a", "b"): math.nan}), ("paper", {("a", "b"): "0.1"}), ("settings", 1),
+        ("doubts", "all"), ("settings", {"x": object()}),
+    ],
+)  # fmt: skip
+def test_write_table_refuses(tmp_path, field, value):
+    about = {"title": "T", "command": "c", "paper": {}} | {field: value}
+    with pytest.raises(
+        (ValueError, TypeError), match=field if field != "paper" else r"paper\[a, b\]"
+    ):
+        report.write_table(tmp_path / "t", ROWS, about.pop("paper"), **about)
+
+
+def test_text_that_would_be_html_or_a_link(tmp_path):
+    assert report.safe("a < b & c") == "a &lt; b & c"
+    assert report.safe("<script>x</script>") == "&lt;script>x&lt;/script>"
+    assert report.safe("[a](javascript:b)") == "[a\\](javascript:b)"
+    assert report.safe("&lt;") == "&amp;lt;"
+    assert report.safe("two\nlines") == "two lines"
+    assert report.safe("LR, [0, 1]") == "LR, [0, 1]"
+    rows = [{"attack": "<b>", "rule": "a|b", "error": 0.25}]
+    text = report.write_table(tmp_path, rows, {}, title="<i>T", command="c", notes="[x](y)")
+    assert "<" not in text
+    assert "](" not in text.replace("\\](", "")
 
 
 SWEEP = [
@@ -521,3 +706,10 @@ def test_later_panels_are_not_cut_off(tmp_path, monkeypatch):
         low, high = axes.get_ylim()
         assert low == 0
         assert high >= 1
+
+
+def test_a_metric_that_ends_with_a_bracket_says_its_unit():
+    rows = [{"attack": "a", "rule": "r", "seed": 0, "error": 272.5}]
+    text = report.comparison_table(rows, {}, metric="norm (gamma = 80)")
+    assert text.startswith("Norm (gamma = 80): mean") and "272.500" in text
+    assert "norm, fraction (0 to 1): mean" in report.comparison_table(rows, {}, metric="a norm")

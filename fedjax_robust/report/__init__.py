@@ -9,15 +9,19 @@ new, never a part.
 """
 
 from fedjax_robust.report.folders import (
+    ABOUT,
     Sweep,
     Table,
+    read_about,
     read_sweep,
     read_table,
     sweep_table,
+    table_text,
+    write_about,
     write_sweep,
     write_table,
 )
-from fedjax_robust.report.origin import provenance
+from fedjax_robust.report.origin import provenance, untraceable
 from fedjax_robust.report.plots import COLOURS, plot_comparison, plot_curves, plot_sweep
 from fedjax_robust.report.results import Row, load_cell, read_rows, save_cell, write_rows
 from fedjax_robust.report.tables import (
@@ -26,10 +30,12 @@ from fedjax_robust.report.tables import (
     comparison_table,
     differences,
     markdown_table,
+    safe,
     summarize,
 )
 
 __all__ = [
+    "ABOUT",
     "COLOURS",
     "Cell",
     "Row",
@@ -44,12 +50,17 @@ __all__ = [
     "plot_curves",
     "plot_sweep",
     "provenance",
+    "read_about",
     "read_rows",
     "read_sweep",
     "read_table",
+    "safe",
     "save_cell",
     "summarize",
     "sweep_table",
+    "table_text",
+    "untraceable",
+    "write_about",
     "write_rows",
     "write_sweep",
     "write_table",

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
+import re
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from fedjax_robust.report.results import Row
 
 
 def provenance(checkout: str | Path | None = None) -> dict[str, Any]:
@@ -46,7 +51,54 @@ def provenance(checkout: str | Path | None = None) -> dict[str, Any]:
     }
 
 
+NEEDED = ("jax_version", "numpy_version", "device_kind", "utc_time")
+"""What every published row says of its origin; its commit is this package's version."""
+
+
+def untraceable(rows: Sequence[Row], checkout: str | Path | None = None) -> list[str]:
+    """What keeps rows from being made again from a commit of a checkout's history.
+
+    Args:
+      rows: with the columns of ``provenance``, as values or as the text of a CSV file.
+      checkout: as in ``provenance``.
+
+    Returns:
+      Sentences with numbers of rows, such as "45 of 150 rows name no commit"; none if every row names a
+      commit of the history, a clean tree, and versions.
+    """
+    top = Path(__file__).resolve().parents[2] if checkout is None else Path(checkout).resolve()
+    faults: dict[str, int] = {}
+
+    def count(fault: str) -> None:
+        faults[fault] = faults.get(fault, 0) + 1
+
+    @functools.cache
+    def in_history(commit: str) -> bool:
+        # A name that begins with a dash would be an option.
+        known = re.fullmatch(r"[0-9a-f]{7,40}", commit) is not None
+        return known and _git(top, "merge-base", "--is-ancestor", commit, "HEAD") is not None
+
+    for row in rows:
+        commit, dirty = row.get("git_commit") or None, row.get("git_dirty")
+        if commit is None:
+            count("rows name no commit")
+        elif not in_history(str(commit)):
+            count(f"rows name commit {commit}, which is not in the history")
+        elif dirty in (None, ""):
+            count("rows do not say whether the tree was changed")
+        elif str(dirty) != "False":
+            count("rows come from a changed tree")
+        for name in NEEDED:
+            if not row.get(name):
+                count(f"rows have no {name}")
+    return [f"{number} of {len(rows)} {fault}" for fault, number in faults.items()]
+
+
 def _version(name: str) -> str | None:
+    if name == "fedjax_robust":  # of this source, installed or not
+        from fedjax_robust import __version__  # when called: the package imports this module
+
+        return __version__
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -162,7 +162,7 @@ def plot_comparison(
     rows: Sequence[Row],
     paper: Mapping[Cell, float],
     *,
-    index: str = "attack",
+    line: str = "attack",
     columns: str = "rule",
     value: str = "error",
     title: str | None = None,
@@ -177,40 +177,41 @@ def plot_comparison(
     Args:
       path: .png, .svg or .pdf, written atomically.
       rows: one row per run.
-      paper: {(index value, column value): number}.
-      index: the rows' key that names a panel's lines.
+      paper: {(line, column): number}.
+      line: the rows' key that names a panel's lines.
       columns: the rows' key that names the panels.
       value: the rows' key of the metric, a fraction in [0, 1].
       title: a heading over all panels.
-      metric: what the x axis shows; "(fraction)" is added.
+      metric: what the x axis shows; "(fraction)" is added, but to one that ends with a bracket.
       tolerance: half the width of the grey band, as a fraction.
 
     Raises:
       ValueError: if there is nothing to draw; see also ``summarize``.
     """
-    ours = summarize(rows, index, columns, value)
+    ours = summarize(rows, line, columns, value)
     cells = list(dict.fromkeys([*paper, *ours]))
     if not cells:
         raise ValueError("there are neither rows nor the paper's numbers to draw")
     lines, heads = (list(dict.fromkeys(cell[axis] for cell in cells)) for axis in (0, 1))
     figure, panels = _panels(heads, width=3.2, height=0.9 + 0.36 * len(lines), title=title)
     for axes, head in zip(panels, heads, strict=True):
-        for y, line in enumerate(lines):
-            if (line, head) in paper:
-                x = paper[line, head]
+        for y, name in enumerate(lines):
+            if (name, head) in paper:
+                x = paper[name, head]
                 axes.barh(y, 2 * tolerance, left=x - tolerance, height=0.6, color="0.88")
                 axes.plot(x, y, "D", color="0.25", mfc="white", ms=7, label="paper")
-            if (line, head) in ours:
-                mean, std, seeds = ours[line, head]
+            if (name, head) in ours:
+                mean, std, seeds = ours[name, head]
                 bar = std if seeds > 1 else None
                 axes.errorbar(
                     mean, y, xerr=bar, fmt="o", color=COLOURS[0], ms=5, capsize=3, label="ours"
                 )
         axes.set_yticks(range(len(lines)), lines)
         axes.set_ylim(len(lines) - 0.5, -0.5)
-        axes.set_xlabel(f"{metric} (fraction)")
+        axes.set_xlabel(metric if metric.endswith(")") else f"{metric} (fraction)")
         axes.margins(x=0.08)
-    panels[0].set_xlim(left=0)  # shared by all; earlier it would stop the automatic scaling
+    # Shared by all; earlier it would stop the automatic scaling. Far from 0 the margin is too small.
+    panels[0].set_xlim(0, 1.04 * panels[0].get_xlim()[1])
     band = f"grey: paper ± {tolerance:g}; " if paper else ""
     note = f"{band}bar: ± sample standard deviation over seeds"
     _legend(figure, panels, ["paper", "ours"], note)

@@ -8,6 +8,7 @@ new, never a part. Non-finite numbers are stored as the strings "NaN", "Infinity
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -57,12 +58,13 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """Read the rows that ``write_rows(path, ...)`` wrote. Arrays and tuples come back as lists.
 
     Raises:
-      FileNotFoundError: if there is no ``path``.json.
+      FileNotFoundError: if there is no ``path``.json. Published folders have the CSV alone: see
+        ``read_table``.
       ValueError: if the file is not a JSON list of objects.
     """
     file = _suffixed(path, ".json")
     try:
-        rows = json.loads(file.read_text("utf-8"))
+        rows = read_json(file)
         if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
             raise ValueError("it must be a list of objects")
     except ValueError as error:
@@ -70,14 +72,17 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     return [restore(row) for row in rows]
 
 
-def save_cell(folder: str | Path, name: str, settings: Row, result: Row) -> None:
+def save_cell(folder: str | Path, name: str, settings: Row, result: Row) -> dict[str, Any]:
     """Store one finished cell of an experiment, so that an interrupted one goes on after it.
 
     Args:
       folder: the experiment's result folder; the file is ``folder``/cells/``name``.json.
-      name: letters, digits, ``.``, ``_`` and ``-``, not beginning with a dot.
+      name: letters, digits and ``. _ - + = ,``, beginning with a letter, a digit or ``_``; at most 250.
       settings: all that determines the result; ``load_cell`` compares it.
       result: what was computed; values as in ``write_rows``.
+
+    Returns:
+      The result as ``load_cell`` will give it.
 
     Raises:
       ValueError: for any other name, or a value that cannot be written.
@@ -87,8 +92,13 @@ def save_cell(folder: str | Path, name: str, settings: Row, result: Row) -> None
         "settings": plain(dict(settings), "settings"),
         "result": plain(dict(result), "result"),
     }
-    lines = ",\n".join(f'"{key}": {json.dumps(v, allow_nan=False)}' for key, v in content.items())
+    lines = ",\n".join(
+        f'"{key}": {json.dumps(v, allow_nan=False)}'
+        for key, v in {**content, "sha256": _digest(content)}.items()
+    )
     write_bytes(path, f"{{\n{lines}\n}}\n".encode())
+    restored: dict[str, Any] = restore(content["result"])
+    return restored
 
 
 def load_cell(folder: str | Path, name: str, settings: Row) -> dict[str, Any] | None:
@@ -96,19 +106,30 @@ def load_cell(folder: str | Path, name: str, settings: Row) -> dict[str, Any] | 
 
     Returns:
       The result, arrays and tuples as lists; or None if the cell must be computed: there is no such
-      file, or it is damaged, of which a RuntimeWarning tells.
+      file, or it is damaged or was changed (its content has another checksum), of which a RuntimeWarning
+      tells.
 
     Raises:
-      ValueError: if the cell was computed with other settings.
+      ValueError: if the cell was computed with other settings, also if they differ in type alone, as 2
+        and 2.0 do; or if there is a folder in the file's place.
     """
     path = _cell_path(folder, name)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, but a cell is a file; move it away")
     try:
-        content = json.loads(path.read_text("utf-8"))
-        stored, result = dict(content["settings"]), dict(content["result"])
+        content = read_json(path)
+        if not (isinstance(content, dict) and {*content} == {"settings", "result", "sha256"}):
+            raise ValueError("it needs the keys settings, result, sha256")
+        digest = content.pop("sha256")
+        stored, result = content["settings"], content["result"]
+        if not (isinstance(stored, dict) and isinstance(result, dict)):
+            raise ValueError("settings and result must be objects")
+        if digest != _digest(content):
+            raise ValueError("its content is not what was saved")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        message = f"{path} is damaged ({error!r}) and is computed again"
+    except ValueError as error:
+        message = f"{path} is damaged ({error}) and is computed again"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
         return None
     now = plain(dict(settings), "settings")
@@ -116,7 +137,7 @@ def load_cell(folder: str | Path, name: str, settings: Row) -> dict[str, Any] | 
     different = [
         f"{key}: {stored.get(key, absent)!r} in the file, {now.get(key, absent)!r} now"
         for key in sorted({*stored, *now})
-        if stored.get(key, absent) != now.get(key, absent)
+        if _text(stored.get(key, absent)) != _text(now.get(key, absent))
     ]
     if different:
         raise ValueError(
@@ -127,10 +148,48 @@ def load_cell(folder: str | Path, name: str, settings: Row) -> dict[str, Any] | 
     return restored
 
 
+def read_json(path: Path) -> Any:
+    """A JSON file; ValueError for anything that strict JSON does not have, or for keys given twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"a key is given twice among {keys}")
+        return dict(pairs)
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    def number(text: str) -> float:
+        if not math.isfinite(value := float(text)):
+            raise ValueError(f"{text} is too large for a number")
+        return value
+
+    try:
+        return json.loads(
+            path.read_text("utf-8"),
+            object_pairs_hook=once,
+            parse_constant=refuse,
+            parse_float=number,
+        )
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _text(value: Any) -> str:
+    """JSON text, which tells 2 from 2.0 and 0 from false."""
+    return json.dumps(value, sort_keys=True)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_text(content).encode()).hexdigest()
+
+
 def _cell_path(folder: str | Path, name: str) -> Path:
-    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+    if not re.fullmatch(r"\w[\w.,=+-]*", name, re.ASCII) or len(name) > 250:
         raise ValueError(
-            f"a cell's name is made of letters, digits, '.', '_' and '-', got {name!r}"
+            "a cell's name is made of at most 250 letters, digits and '.', '_', '-', '+', '=', ',', "
+            f"got {name!r}"
         )
     return Path(folder) / "cells" / f"{name}.json"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from fedjax_robust.report.results import Row
 
 Cell = tuple[str, str]
-"""A cell of a table: (value of the row's index, value of its column), say (attack, rule)."""
+"""A cell of a table: (value of the row's line, value of its column), say (attack, rule)."""
 
 
 class Summary(NamedTuple):
@@ -24,9 +25,9 @@ class Summary(NamedTuple):
 
 
 def summarize(
-    rows: Sequence[Row], index: str = "attack", columns: str = "rule", value: str = "error"
+    rows: Sequence[Row], line: str = "attack", columns: str = "rule", value: str = "error"
 ) -> dict[Cell, Summary]:
-    """Mean and spread of the column ``value`` for each pair (row[index], row[columns]).
+    """Mean and spread of the column ``value`` for each pair (row[line], row[columns]).
 
     Raises:
       ValueError: if a row lacks one of these columns, or if two rows of a cell have the same
@@ -35,9 +36,9 @@ def summarize(
     values: dict[Cell, list[float]] = {}
     seen = set()
     for row in rows:
-        if missing := [key for key in (index, columns, value) if key not in row]:
+        if missing := [key for key in (line, columns, value) if key not in row]:
             raise ValueError(f"a row lacks the columns {missing}, it has {sorted(row)}")
-        cell = (str(row[index]), str(row[columns]))
+        cell = (str(row[line]), str(row[columns]))
         if "seed" in row:
             if (cell, row["seed"]) in seen:
                 raise ValueError(
@@ -58,7 +59,7 @@ def differences(
     rows: Sequence[Row],
     paper: Mapping[Cell, float],
     *,
-    index: str = "attack",
+    line: str = "attack",
     columns: str = "rule",
     value: str = "error",
 ) -> dict[Cell, float]:
@@ -66,7 +67,7 @@ def differences(
 
     Arguments and errors as in ``comparison_table``.
     """
-    return _differences(summarize(rows, index, columns, value), paper)
+    return _differences(summarize(rows, line, columns, value), paper)
 
 
 def _differences(ours: Mapping[Cell, Summary], paper: Mapping[Cell, float]) -> dict[Cell, float]:
@@ -106,7 +107,7 @@ def comparison_table(
     rows: Sequence[Row],
     paper: Mapping[Cell, float],
     *,
-    index: str = "attack",
+    line: str = "attack",
     columns: str = "rule",
     value: str = "error",
     metric: str = "testing error rate",
@@ -116,12 +117,12 @@ def comparison_table(
 
     Args:
       rows: one row per run; a cell's runs differ in their seed.
-      paper: {(index value, column value): number}, in the paper's order. Cells that only ``rows``
+      paper: {(line, column): number}, in the paper's order. Cells that only ``rows``
         have come after it.
-      index: the rows' key that names the table's lines.
+      line: the rows' key that names the table's lines.
       columns: the rows' key that names the table's columns.
       value: the rows' key of the metric, a fraction in [0, 1].
-      metric: the metric in words, for the heading.
+      metric: the metric in words, for the heading; one that ends with a bracket says its unit itself.
       tolerance: largest accepted |mean - paper|, as a fraction.
 
     Returns:
@@ -132,7 +133,7 @@ def comparison_table(
     Raises:
       ValueError: see ``summarize``.
     """
-    ours = summarize(rows, index, columns, value)
+    ours = summarize(rows, line, columns, value)
     cells = list(dict.fromkeys([*paper, *ours]))
     lines, heads = (list(dict.fromkeys(cell[axis] for cell in cells)) for axis in (0, 1))
 
@@ -151,14 +152,15 @@ def comparison_table(
             return [text]
         return [_printed(paper[cell]) if cell in paper else "–", text]
 
+    unit = "" if metric.endswith(")") else ", fraction (0 to 1)"
     heading = (
-        f"{metric[0].upper()}{metric[1:]}, fraction (0 to 1): {'paper | ours, ' if paper else ''}"
+        f"{metric[0].upper()}{metric[1:]}{unit}: {'paper | ours, ' if paper else ''}"
         f"mean ± sample standard deviation over {count_seeds(ours)}."
     )
     names = [[f"{head}: paper", "ours"] if head in printed else [head] for head in heads]
     table = _markdown(
-        [index, *(text for pair in names for text in pair)],
-        [[line, *(text for head in heads for text in show((line, head)))] for line in lines],
+        [line, *(text for pair in names for text in pair)],
+        [[name, *(text for head in heads for text in show((name, head)))] for name in lines],
     )
     if not paper:
         return f"{heading}\n\n{table}\n"
@@ -185,10 +187,14 @@ def _show(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float | np.floating) else str(value)
 
 
+def safe(text: str) -> str:
+    """Text that makes neither HTML nor a link of a Markdown page, in one line."""
+    text = re.sub(r"&(?=#?\w+;)", "&amp;", text).replace("<", "&lt;")
+    return " ".join(re.sub(r"\](?=[(\[:])", r"\\]", text).split("\n"))
+
+
 def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    texts = [
-        [text.replace("|", "\\|").replace("\n", " ") for text in line] for line in [head, *lines]
-    ]
+    texts = [[safe(text).replace("|", "\\|") for text in line] for line in [head, *lines]]
     widths = [max(3, *(len(text) for text in column)) for column in zip(*texts, strict=True)]
     rule = ["-" * width for width in widths]
     return "\n".join(

@@ -1,0 +1,75 @@
+"""Put the published benchmarks into README.md, between ``<!-- bench: rounds -->`` and ``<!-- end -->``.
+
+python experiments/bench/fill_readme.py             after new rows in results/
+python experiments/bench/fill_readme.py --check     writes nothing; exit code 1 if a table differs
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from fedjax_robust import report
+from fedjax_robust.files import written_atomically
+
+HERE = Path(__file__).resolve().parent
+BLOCK = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def rounds(row: dict[str, Any]) -> dict[str, Any]:
+    if "ms" in row:
+        return {**times(row), "faster": f"{row['faster']:.2f}"}
+    if "ratio" in row:
+        return {"what": row["what"], "how": row["how"], "ms, median": f"ratio {row['ratio']:.2f}"}
+    of_matrix = f"{row['times n x d']:.2f} n x d floats"
+    return {"what": row["what"], "how": row["how"], "ms, median": of_matrix}
+
+
+def kernels(row: dict[str, Any]) -> dict[str, Any]:
+    n, _, d = row["what"].rpartition(", ")[2].partition(" x ")
+    share = row["memory_mib"] * 2**20 / (4 * int(n) * int(d)) if "memory_mib" in row else None
+    shown = {"slower": f"{row['slower']:.2f}", "memory / input": share and f"{share:.2f}"}
+    return times(row) | shown
+
+
+def times(row: dict[str, Any]) -> dict[str, Any]:
+    span = f"{number(row['min'])} to {number(row['max'])}"
+    return {
+        "what": row["what"],
+        "how": row["how"],
+        "ms, median": number(row["ms"]),
+        "range": span,
+    }
+
+
+def number(ms: float) -> str:
+    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
+
+
+def filled(text: str) -> str:
+    """The README with its tables made anew."""
+
+    def block(match: re.Match[str]) -> str:
+        before, name, after = match.groups()
+        rows = json.loads((HERE / "results" / f"{name}.json").read_text())["rows"]
+        line = {"rounds": rounds, "kernels": kernels}[name]
+        return f"{before}{report.markdown_table([line(row) for row in rows]).strip()}\n{after}"
+
+    return BLOCK.sub(block, text)
+
+
+def main(check: bool) -> int:
+    path = HERE / "README.md"
+    old = path.read_text("utf-8")
+    new = filled(old)
+    if not check and new != old:
+        with written_atomically(path) as file:
+            file.write(new.encode())
+    return int(check and new != old)
+
+
+if __name__ == "__main__":
+    sys.exit(main("--check" in sys.argv[1:]))

@@ -1,0 +1,89 @@
+"""The benchmarks run in their smoke mode, and their page is as their published rows."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import fedjax_robust as fr
+
+BENCH = Path(__file__).parents[2] / "experiments" / "bench"
+sys.path.insert(0, str(BENCH))
+import bench_timing  # noqa: E402
+import cost_model  # noqa: E402
+import device  # noqa: E402
+import fill_readme  # noqa: E402
+import kernels  # noqa: E402
+import rounds  # noqa: E402
+
+
+def test_everything_is_timed_in_turn_without_its_first_turn():
+    done = []
+
+    def way(name, times):
+        return lambda: (done.append(name), next(times))[1]
+
+    ways = {"a": way("a", iter((9.0, 0.001, 0.003))), "b": way("b", iter((9.0, 0.002, 0.002)))}
+    assert bench_timing.in_turn(ways, 2) == {"a": [1, 3], "b": [2, 2]}
+    assert done == ["a", "b"] * 3
+    assert bench_timing.summary([3.0, 1.0, 8.0]) == {"ms": 3, "min": 1, "max": 8}
+
+
+def test_rounds_smoke(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDJAX_ROBUST_DATA", str(tmp_path))  # noise will do, and needs no loading
+    out = tmp_path / "rounds.json"
+    rows = rounds.main(rounds.Settings(workloads=("lr", "memory"), smoke=True, out=out))
+    written = json.loads(out.read_text())
+    assert len(written["rows"]) == len(rows) == 3  # a round, and the memory of two models
+    assert rows[0]["ms"] > 0
+    assert rows[0]["rounds/s"] == pytest.approx(1e3 / rows[0]["ms"])
+    # 10 clients: their matrix, its sorted copy and the batches, 32 x 784 floats each
+    assert 1 + 32 * 784 / 7850 < rows[1]["times n x d"] < 10
+    assert written["data"] == "noise" and written["measured_with"]["jax_version"]
+
+
+def test_device_smoke(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "device.json"
+    device.main(device.Settings(smoke=True, out=out))
+    assert "Table 2b, minutes" in capsys.readouterr().out
+    assert len(json.loads(out.read_text())["targets"]) == 5
+    wrong = fr.Aggregator(lambda n, p: (), lambda received, state: (received.params, state, {}))
+    monkeypatch.setattr(device.aggregators, "median", lambda: wrong)
+    with pytest.raises(ValueError, match="median is wrong on this device"):
+        device.check(20, 4)
+
+
+def test_kernels_smoke(tmp_path):
+    out = tmp_path / "kernels.json"
+    rows = kernels.main(kernels.Settings(kernels=("sort", "rules"), smoke=True, out=out))
+    assert len(json.loads(out.read_text())["rows"]) == len(rows) == 3 * 3 + 2 + 2 * 3 + 4
+    assert all(row["ms"] > 0 and row["slower"] > 0 for row in rows)
+
+
+def test_cost_model_smoke(tmp_path):
+    constants = cost_model.main(cost_model.Settings(out=tmp_path, smoke=True))
+    assert set(constants) == set(cost_model.RULES)
+    written = json.loads((tmp_path / "cost_model.json").read_text())
+    assert (tmp_path / "cost_model.png").read_bytes()[:4] == b"\x89PNG"
+    row = next(r for r in written["predicted"] if r["rule"] == "mean" and "64" in r["case"])
+    # 100 rows of a billion float32 on 64 devices are 5.8 GiB each, beside what the program needs
+    assert row["GiB per device"] > 5.8
+    assert row["seconds"] == pytest.approx(constants["mean"] * 100 / 64)
+    exact = [{"what": "mean", "ms": 2e-6 * w, "work": w} for w in (10, 1000, 70)]
+    assert cost_model.fitted(exact)["mean"] == pytest.approx(2)
+
+
+def test_the_page_is_as_its_rows(monkeypatch):
+    text = (BENCH / "README.md").read_text()
+    assert fill_readme.filled(text) == text
+    assert fill_readme.main(check=True) == 0
+    assert fill_readme.filled(text.replace("1.00", "1.01")) == text  # a digit typed in goes
+    # By hand, of two rows: 25.4 times jnp.sort, and a third of NumPy's time.
+    rows = {
+        (r["what"], r["how"]): r
+        for r in json.loads((BENCH / "results/kernels.json").read_text())["rows"]
+    }
+    median = rows["median's ranks, 100 x 1000000", "jnp.sort"]
+    assert median["slower"] == pytest.approx(13431.157 / 528.508, rel=1e-4)
+    assert "| 25.41" in text
