@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from fedjax_robust import checks, report, simulate
+from fedjax_robust import checks, engine, report
 from fedjax_robust.types import FederatedData, Simulation
 
 Array = jax.Array
@@ -326,7 +326,7 @@ def one_by_one(
 
 
 def _history(at: Plan, key: Array, **options: Any) -> Any:
-    return simulate.run(
+    return engine.run(
         at.sim,
         key,
         at.data,

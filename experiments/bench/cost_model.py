@@ -31,7 +31,7 @@ from bench_timing import Row, milliseconds
 
 import fedjax_robust as fr
 from fedjax_robust import aggregators, models, report, study
-from fedjax_robust.sorting import _comparators
+from fedjax_robust.kernels.sorting import depth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Settings:
 
 def layers(n: int) -> int:
     """Layers of the sorting network that a median of n rows needs."""
-    return max(len(_comparators(n, max((n - 2) // 2, 0), n // 2 + 1)), 1)
+    return max(depth(n, max((n - 2) // 2, 0), n // 2 + 1), 1)
 
 
 RULES: dict[str, tuple[Callable[[int], fr.Aggregator], Callable[[int, float], float]]] = {

@@ -34,7 +34,8 @@ from bench_timing import Row, milliseconds
 
 import fedjax_robust as fr
 from fedjax_robust import aggregators, attacks, models, report, study
-from fedjax_robust.robust_stats import direction_and_length, pairwise_squared_distances
+from fedjax_robust.kernels.distances import pairwise_squared_distances
+from fedjax_robust.kernels.norms import direction_and_length
 
 FULL = fr.Knowledge(others=True, rule=True)
 GFLOP_OF_A_ROUND = 40.0

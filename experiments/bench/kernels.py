@@ -35,9 +35,10 @@ from bench_timing import Row, compiled
 
 import fedjax_robust as fr
 from fedjax_robust import aggregators, attacks, report
-from fedjax_robust.models import FangDNN, xavier
-from fedjax_robust.robust_stats import pairwise_squared_distances
-from fedjax_robust.sorting import sort_clients
+from fedjax_robust.kernels.distances import pairwise_squared_distances
+from fedjax_robust.kernels.sorting import sort_clients
+from fedjax_robust.models.small import FangDNN
+from fedjax_robust.models.starts import xavier
 from fedjax_robust.tasks import classification
 
 

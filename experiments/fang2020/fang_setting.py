@@ -171,7 +171,7 @@ def simulation(task: fr.Task, num_classes: int, cell: study.Settings) -> fr.Simu
         "Trimmed mean": aggregators.trimmed_mean(f),
         "Median": aggregators.median(),
     }[cell["rule"]]
-    flip = attacks.label_flip(num_classes)
+    flip = attacks.poisons.label_flip(num_classes)
     flipping = fr.local_sgd(task, step, batch, steps=steps, poison=flip)
     krum = cell["rule"] == "Krum"
     attack, knowledge = {

@@ -236,7 +236,7 @@ def crafted_inputs(
         train, held_out = drawn(run["seed"])
 
         def points(iterations: int, progress: bool) -> tuple[Batch, np.ndarray]:
-            return attacks.back_gradient_points(
+            return attacks.optimised.back_gradient_points(
                 study.key(CRAFTED, run["seed"]),
                 task,
                 train,

@@ -94,17 +94,17 @@ def attack(inputs: Inputs, cell: Settings, now: Numbers) -> fr.Attack:
     layer = inputs.layer
     trigger, parts = triggers(inputs, cell)
     if parts:
-        poison = attacks.distributed(parts, now.target, 5)
+        poison = attacks.poisons.distributed(parts, now.target, 5)
     else:
-        poison = attacks.add_triggered_victims(trigger, now.victim, now.target)
-    clip = repairs.self_clipping(layer, now.attackers_delta)
+        poison = attacks.poisons.add_triggered_victims(trigger, now.victim, now.target)
+    clip = attacks.repair_aware.self_clipping(layer, now.attackers_delta)
 
     def craft(view: AttackerView, state: State) -> tuple[Array, State]:
         trained = view.params + view.updates[: view.num_malicious]
         return cell["alpha"] * (jax.vmap(clip)(trained) - view.params), state
 
-    penalty = repairs.l2_penalty(layer, now.l2)
-    aware = repairs.pruning_aware(layer, now.attackers_keep)
+    penalty = attacks.repair_aware.l2_penalty(layer, now.l2)
+    aware = attacks.repair_aware.pruning_aware(layer, now.attackers_keep)
     steps = cell["attackers_steps"]
     return fr.Attack(craft=craft, client=client(inputs.task, cell, steps, poison, (aware, penalty)))
 
@@ -112,7 +112,13 @@ def attack(inputs: Inputs, cell: Settings, now: Numbers) -> fr.Attack:
 def simulation(inputs: Inputs, cell: Settings, now: Numbers) -> fr.Simulation:
     return fr.Simulation(
         inputs.task,
-        client(inputs.task, cell, cell["steps"], None, (repairs.l2_penalty(inputs.layer, now.l2),)),
+        client(
+            inputs.task,
+            cell,
+            cell["steps"],
+            None,
+            (attacks.repair_aware.l2_penalty(inputs.layer, now.l2),),
+        ),
         aggregators.mean(),
         attack(inputs, cell, now),
         num_malicious=cell["malicious"],
@@ -151,7 +157,7 @@ def orders(
     active = repairs.client_activations(inputs.layer, params, data, relu=not cell["before_relu"])
     ranks, votes = repairs.ranks(active), repairs.votes(active, MAJORITY_RATE)
     lying = (jnp.arange(cell["clients"]) < cell["malicious"]) & now.lie
-    ranks = repairs.reversed_ranks(ranks, lying)
+    ranks = attacks.repair_aware.reversed_ranks(ranks, lying)
     votes = jnp.where(lying[:, None], 1 - votes, votes)
     return {"RV": repairs.ranking_vote(ranks), "MV": repairs.majority_vote(votes)}
 

@@ -231,9 +231,13 @@ def triggers(inputs: Inputs, cell: Settings) -> tuple[Trigger, list[Trigger]]:
     shift, scale = inputs.normalization
     white = (1 - shift) / scale
     if not cell["distributed"]:
-        return attacks.pixel_trigger(attacks.NINE_PIXELS[: cell["pixels"]], white), []
-    whole = attacks.pixel_trigger(sum(attacks.DBA_CIFAR_PIXELS, ()), white)
-    return whole, [attacks.pixel_trigger(part, white) for part in attacks.DBA_CIFAR_PIXELS]
+        return attacks.backdoors.pixel_trigger(
+            attacks.backdoors.NINE_PIXELS[: cell["pixels"]], white
+        ), []
+    whole = attacks.backdoors.pixel_trigger(sum(attacks.backdoors.DBA_CIFAR_PIXELS, ()), white)
+    return whole, [
+        attacks.backdoors.pixel_trigger(part, white) for part in attacks.backdoors.DBA_CIFAR_PIXELS
+    ]
 
 
 def chosen_pairs(given: Sequence[str], usual: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

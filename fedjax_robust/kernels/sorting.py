@@ -368,6 +368,11 @@ def _tables(n: int, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
     return partner.reshape(pairs, 2, n), lower.reshape(pairs, 2, n)
 
 
+def depth(n: int, low: int, high: int) -> int:
+    """Layers of the network that ranks low .. high - 1 of n rows need."""
+    return len(_comparators(n, low, high))
+
+
 def _comparators(n: int, low: int, high: int) -> list[list[tuple[int, int]]]:
     """Layers of comparators (i, j), i < j: those that ranks low .. high - 1 of n rows depend on."""
     layers = []

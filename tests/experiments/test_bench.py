@@ -10,12 +10,12 @@ import fedjax_robust as fr
 
 BENCH = Path(__file__).parents[2] / "experiments" / "bench"
 sys.path.insert(0, str(BENCH))
-import bench_timing  # noqa: E402
-import cost_model  # noqa: E402
-import device  # noqa: E402
-import fill_readme  # noqa: E402
-import kernels  # noqa: E402
-import rounds  # noqa: E402
+import bench_timing
+import cost_model
+import device
+import fill_readme
+import kernels
+import rounds
 
 
 def test_everything_is_timed_in_turn_without_its_first_turn():

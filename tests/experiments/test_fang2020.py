@@ -15,12 +15,12 @@ from fedjax_robust.data import Dataset
 
 PAPER = Path(__file__).parents[2] / "experiments" / "fang2020"
 sys.path.insert(0, str(PAPER))
-import fang_setting  # noqa: E402
-import figures  # noqa: E402
-import table2  # noqa: E402
-import table5  # noqa: E402
-import tables  # noqa: E402
-import variants  # noqa: E402
+import fang_setting
+import figures
+import table2
+import table5
+import tables
+import variants
 
 needs_mnist = pytest.mark.skipif(
     not list(Path(os.environ.get("FEDJAX_ROBUST_DATA", "/none")).glob("tfds/mnist/*")),

@@ -15,13 +15,13 @@ from fedjax_robust.types import FederatedData
 
 PAPER = Path(__file__).parents[2] / "experiments" / "wu2020"
 sys.path.insert(0, str(PAPER))
-import choices  # noqa: E402
-import pruning  # noqa: E402
-import wu_printed  # noqa: E402
-import wu_repair  # noqa: E402
-import wu_setting  # noqa: E402
-import wu_tables  # noqa: E402
-from pruning import Args  # noqa: E402
+import choices
+import pruning
+import wu_printed
+import wu_repair
+import wu_setting
+import wu_tables
+from pruning import Args
 
 needs_mnist = pytest.mark.skipif(
     not list(Path(os.environ.get("FEDJAX_ROBUST_DATA", "/none")).glob("tfds/mnist/*")),
@@ -366,9 +366,9 @@ def test_every_network_sees_its_trigger():
     """Without padding, a pool of an odd height drops pixels near the corner."""
     for at in wu_setting.SETTINGS.values():
         side, channels = (32, 3) if at.distributed else (28, 1)
-        pixels = attacks.NINE_PIXELS
+        pixels = attacks.backdoors.NINE_PIXELS
         if at.distributed:
-            pixels = sum(attacks.DBA_CIFAR_PIXELS, ())
+            pixels = sum(attacks.backdoors.DBA_CIFAR_PIXELS, ())
         x = jax.random.normal(jax.random.key(0), (8, side, side, channels))
         module = at.model(10)
         params = module.init(jax.random.key(1), x)
