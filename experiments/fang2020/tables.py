@@ -69,7 +69,7 @@ def defended(defence: Callable[..., fr.Aggregator], base: MakeRule, **options: A
 
     def make(malicious: int, task: fr.Task, validation: Batch) -> fr.Aggregator:
         rule = base(malicious, task, validation)
-        return defence(rule, task, validation, malicious, **options)
+        return defence(task, validation, malicious, base=rule, **options)
 
     return make
 

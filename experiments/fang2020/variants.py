@@ -90,14 +90,14 @@ def trained(model: str, learning_rate: float = 0.1) -> Callable[[Setting], Setti
 # --- Tables 6 and 7b -----------------------------------------------------------------------------
 
 
-def first_rows_first(key: jax.Array, n: int) -> jax.Array:
+def first_rows_first(key: jax.Array, places: jax.Array) -> jax.Array:
     """A stable sort by falling impact: of equal rows the first, the compromised ones, are removed."""
-    return jnp.arange(n)
+    return places
 
 
-def last_rows_first(key: jax.Array, n: int) -> jax.Array:
+def last_rows_first(key: jax.Array, places: jax.Array) -> jax.Array:
     """The last c of a stable sort by rising impact: of equal rows the last, honest, are removed."""
-    return -jnp.arange(n)
+    return -places
 
 
 Reading = Callable[[MakeRule], dict[str, MakeRule]]
@@ -121,7 +121,7 @@ def with_f_afterwards(f: int) -> Reading:
         def make(defence: Any) -> MakeRule:
             def rule(malicious: int, task: fr.Task, validation: dict) -> fr.Aggregator:
                 inner, rest = base(malicious, task, validation), base(f, task, validation)
-                return defence(inner, task, validation, malicious, rest=rest)
+                return defence(task, validation, malicious, base=inner, rest=rest)
 
             return rule
 
