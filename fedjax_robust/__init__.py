@@ -1,7 +1,9 @@
 """Attacks on and defences of federated learning, vectorized in JAX.
 
-Submodules: ``aggregators`` (server rules), ``attacks``, ``data``, ``engine``, ``kernels`` (what rules and attacks
-share), ``metrics``, ``models``, ``privacy``, ``repairs`` (cleaning a model), ``report``, ``tasks``.
+Submodules: ``aggregators`` (server rules), ``attacks``, ``data``, ``engine`` (rounds and runs),
+``kernels`` (what rules and attacks share), ``metrics``, ``models``, ``privacy``, ``repairs`` (cleaning a
+model) and ``tasks``; and, to import by name, ``report`` (results, tables, plots) and ``study`` (grids of
+settings and seeds).
 """
 
 from fedjax_robust import (

@@ -34,6 +34,22 @@ from fedjax_robust.types import (
     Task,
 )
 
+__all__ = [
+    "accuracy",
+    "attack_success",
+    "backdoor_accuracy",
+    "client_accuracy",
+    "cross_entropy",
+    "detection",
+    "direction_agreement",
+    "per_class_error",
+    "predict",
+    "score",
+    "test_error",
+    "together",
+    "word_accuracy",
+]
+
 
 def predict(task: Task, params: Array, x: Array, *, chunk: int = 1000) -> Array:
     """Predicted classes, at most ``chunk`` examples at a time: (d,), x (E, ...) -> (E,) int32.
@@ -325,8 +341,8 @@ def word_accuracy(
 ) -> Evaluate:
     """Accuracy of next-word prediction: the share of words that come first in the model's prediction.
 
-    On test text that is the main-task accuracy. On ``attacks.poisons.word_backdoor`` of test text, where the
-    only word that counts is the attacker's, it is the backdoor accuracy: the share of contexts in
+    On test text that is the main-task accuracy. On ``attacks.poisons.word_backdoor`` of test text, where
+    the only word that counts is the attacker's, it is the backdoor accuracy: the share of contexts in
     which the model ends the trigger sentence as the attacker wants (Bagdasaryan et al. 2020, section
     V-B)::
 

@@ -1,7 +1,7 @@
 """Flax layers of the papers' models that Flax does not have, or not as fast under ``jax.vmap``.
 
 A model of one's own may as well be written with Flax's layers: ``tasks.classification`` makes its
-convolutions and poolings fast (``convolution``). ``experiments/bench_kernels.py`` measures them.
+convolutions and poolings fast (``convolution``). ``experiments/bench/kernels.py`` measures them.
 """
 
 from __future__ import annotations

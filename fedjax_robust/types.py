@@ -102,7 +102,7 @@ class Received(NamedTuple):
 
 
 class Aggregator(NamedTuple):
-    """A server rule. Call it on a plain matrix, ``krum(f=2)(updates)``, or let ``simulate`` drive it."""
+    """A server rule. Call it on a plain matrix, ``krum(f=2)(updates)``, or let ``run`` drive it."""
 
     init: Callable[[int, Array], State]
     """N, params (d,) -> state."""
@@ -211,7 +211,7 @@ class Attack(NamedTuple):
     client: Client | None = None
     """How its clients train; None = as honest clients do."""
     needs: Knowledge = Knowledge()
-    """What ``craft`` cannot do without; ``simulate`` raises ValueError if it is not granted."""
+    """What ``craft`` cannot do without; the engine raises ValueError if it is not granted."""
 
 
 Evaluate = Callable[[Array], dict[str, Array]]

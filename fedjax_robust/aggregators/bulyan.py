@@ -1,6 +1,8 @@
-"""Bulyan: El Mhamdi, Guerraoui, Rouault, "The Hidden Vulnerability of Distributed Learning in Byzantium",
-ICML 2018 (https://arxiv.org/abs/1802.07927), section 4, as restated in Fang et al., USENIX Security 2020,
-section 2.2.
+"""Bulyan: Krum chooses rows one by one, and of these each coordinate's middle values are averaged.
+
+El Mhamdi, Guerraoui, Rouault, "The Hidden Vulnerability of Distributed Learning in Byzantium", ICML 2018
+(https://arxiv.org/abs/1802.07927), section 4, as restated in Fang et al., USENIX Security 2020
+(https://arxiv.org/abs/1911.11815), section 2.2.
 
 Weights only say who is present; n below is the number of present rows.
 """

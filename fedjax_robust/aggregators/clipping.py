@@ -1,8 +1,8 @@
 """Norm clipping: each update is multiplied by min(1, S / |L_i - G|_2), then another rule.
 
 McMahan, Ramage, Talwar, Zhang, "Learning Differentially Private Recurrent Language Models", ICLR 2018
-(https://arxiv.org/abs/1710.06963), as Bagdasaryan, Veit, Hua, Estrin, Shmatikov, "How To Backdoor Federated
-Learning", AISTATS 2020, use it as a defence (section VI-C).
+(https://arxiv.org/abs/1710.06963), as Bagdasaryan, Veit, Hua, Estrin, Shmatikov, "How To Backdoor
+Federated Learning", AISTATS 2020 (https://arxiv.org/abs/1807.00459), section VI-C, use it as a defence.
 """
 
 from __future__ import annotations

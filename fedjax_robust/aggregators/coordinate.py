@@ -1,8 +1,8 @@
-"""Rules that work on each coordinate alone.
+"""Rules that work on each coordinate alone: median and trimmed mean.
 
-Coordinate-wise median and trimmed mean: Yin, Chen, Ramchandran, Bartlett, "Byzantine-Robust Distributed
-Learning: Towards Optimal Statistical Rates", ICML 2018 (https://arxiv.org/abs/1803.01498), Options I and II;
-as restated in Fang et al., USENIX Security 2020, section 2.2.
+Yin, Chen, Ramchandran, Bartlett, "Byzantine-Robust Distributed Learning: Towards Optimal Statistical
+Rates", ICML 2018 (https://arxiv.org/abs/1803.01498), Options I and II; as restated in Fang et al., USENIX
+Security 2020 (https://arxiv.org/abs/1911.11815), section 2.2.
 """
 
 from __future__ import annotations

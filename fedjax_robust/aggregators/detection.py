@@ -1,9 +1,9 @@
 """Checks that throw updates out: clustering (Auror), accuracy auditing, two cosine checks.
 
 They are the anomaly detectors that Bagdasaryan, Veit, Hua, Estrin, Shmatikov, "How To Backdoor
-Federated Learning", AISTATS 2020, discuss and evade (section VI-A and VI-B). Each reports ``selected``
-(n,) bool, the rows that another rule then aggregates, for ``metrics.detection``. Rows of weight 0, or
-with a NaN or Inf, are as if they had been deleted.
+Federated Learning", AISTATS 2020 (https://arxiv.org/abs/1807.00459), discuss and evade (sections VI-A and
+VI-B). Each reports ``selected`` (n,) bool, the rows that another rule then aggregates, for
+``metrics.detection``. Rows of weight 0, or with a NaN or Inf, are as if they had been deleted.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def auror(threshold: float | Array, *, base: Aggregator = MEAN) -> Aggregator:
     """Auror: cluster the clients on the indicative coordinates and drop the smaller cluster.
 
     Shen, Tople, Saxena, "Auror: Defending against Poisoning Attacks in Collaborative Deep Learning
-    Systems", ACSAC 2016, in the form that section VI-A of Bagdasaryan et al. names ("k-means to cluster
-    participants' updates and discards the outliers"):
+    Systems", ACSAC 2016 (https://doi.org/10.1145/2991079.2991125), in the form that section VI-A of
+    Bagdasaryan et al. names ("k-means to cluster participants' updates and discards the outliers"):
 
     1. In each coordinate the present values are split in two by k-means, exactly (the best of all
        splits of the sorted values). It is indicative if the two means differ by more than the threshold.

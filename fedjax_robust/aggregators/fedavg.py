@@ -1,5 +1,7 @@
-"""The server that divides by all clients: Bagdasaryan, Veit, Hua, Estrin, Shmatikov, "How To Backdoor
-Federated Learning", AISTATS 2020 (https://arxiv.org/abs/1807.00459), eq. 1. The usual one is ``base.mean``.
+"""The server that divides by all clients, as Bagdasaryan et al. have it; the usual one is ``base.mean``.
+
+Bagdasaryan, Veit, Hua, Estrin, Shmatikov, "How To Backdoor Federated Learning", AISTATS 2020
+(https://arxiv.org/abs/1807.00459), eq. 1.
 """
 
 from __future__ import annotations

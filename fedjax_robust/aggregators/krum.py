@@ -1,8 +1,11 @@
-"""Krum and Multi-Krum: Blanchard, El Mhamdi, Guerraoui, Stainer, "Machine Learning with Adversaries:
-Byzantine Tolerant Gradient Descent", NeurIPS 2017 (https://arxiv.org/abs/1703.02757), section 4, as restated in
-Fang et al., USENIX Security 2020, section 2.2.
+"""Krum and Multi-Krum: the rows with the smallest sums of squared distances to their neighbours.
 
-Weights only say who is present; n below is the number of present rows. Both report ``selected``, (n,) bool.
+Blanchard, El Mhamdi, Guerraoui, Stainer, "Machine Learning with Adversaries: Byzantine Tolerant Gradient
+Descent", NeurIPS 2017 (https://arxiv.org/abs/1703.02757), section 4, as restated in Fang et al., USENIX
+Security 2020 (https://arxiv.org/abs/1911.11815), section 2.2.
+
+Weights only say who is present; n below is the number of present rows. Both report ``selected``,
+(n,) bool.
 """
 
 from __future__ import annotations
@@ -49,6 +52,10 @@ def root_krum_scores(distances: Array, present: Array, f: int | Array) -> Array:
 def checked_distances(
     what: str, distances: Array, present: Array, f: int | Array
 ) -> tuple[Array, Array]:
+    """What Krum's scores are made of: distances (n, n) without a gradient, and who is present, (n,) bool.
+
+    ValueError for other shapes, or f < 0.
+    """
     distances, _ = checks.matrix(what, distances, present)
     checks.count(what, f=f)
     if distances.shape[0] != distances.shape[1]:
@@ -72,8 +79,8 @@ def root_sums(ascending: Array, number: Array) -> Array:
 def krum(f: int | Array) -> Aggregator:
     """Krum: the row with the lowest score; the first of several equal ones.
 
-    Distances are those of ``kernels.distances.pairwise_distances``: the score of the chosen row is at most
-    1.004 times the lowest one, whatever rows the attackers send.
+    Distances are those of ``kernels.distances.pairwise_distances``: the score of the chosen row is at
+    most 1.004 times the lowest one, whatever rows the attackers send.
 
     Args:
       f: number of malicious rows assumed, 0 <= f < (n - 2) / 2. It may be traced; a traced f is not

@@ -1,8 +1,8 @@
 """FLTrust: the server trains on a small clean root data set and trusts updates that point its way.
 
-Cao, Fang, Liu, Gong: "FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping", NDSS 2021.
-In each round the server trains as a client does, on its root data D_0, which gives its own update g_0.
-Then, with g_i the clients' updates,
+Cao, Fang, Liu, Gong: "FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping", NDSS 2021
+(https://arxiv.org/abs/2012.13995), Algorithm 2. In each round the server trains as a client does, on its
+root data D_0, which gives its own update g_0. Then, with g_i the clients' updates,
 
     trust      TS_i = ReLU(cos(g_i, g_0)),
     rescaling  gbar_i = g_i |g_0| / |g_i|,

@@ -1,9 +1,10 @@
 """Defences that try every client's update on a validation batch: ERR, LFR and their union.
 
 Fang, Cao, Jia, Gong: "Local Model Poisoning Attacks to Byzantine-Robust Federated Learning", USENIX
-Security 2020, section 5 (generalised from RONI and TRIM). Each wraps a rule: A is the global model that
-the rule makes of all rows, B that of all rows but one. A row's impact is the metric of A minus that of
-B; the f rows of largest impact (the paper's c) are removed, and the rule aggregates the rest.
+Security 2020 (https://arxiv.org/abs/1911.11815), section 5 (generalised from RONI and TRIM). Each wraps a
+rule: A is the global model that the rule makes of all rows, B that of all rows but one. A row's impact is
+the metric of A minus that of B; the f rows of largest impact (the paper's c) are removed, and the rule
+aggregates the rest.
 
 Choices that the paper leaves open, and our defaults:
 

@@ -1,8 +1,8 @@
 """Attacks: what malicious clients send, each made by a lower-case factory.
 
 ``poisons`` change the batches that clients train on, ``backdoors`` are triggers and data with them,
-``objectives`` replace the loss, ``divisions`` share out one model among attackers, ``repair_aware`` are attacks on
-``fedjax_robust.repairs``, and ``optimised`` has those that climb by gradients.
+``objectives`` replace the loss, ``divisions`` share out one model among attackers, ``repair_aware`` are
+attacks on ``fedjax_robust.repairs``, and ``optimised`` has those that climb an objective step by step.
 """
 
 from fedjax_robust.attacks import backdoors, divisions, objectives, optimised, poisons, repair_aware

@@ -1,4 +1,8 @@
-"""Attacks whose updates are drawn or computed without regard to the rule."""
+"""Attacks without regard to the rule: none at all, training on other data, and Gaussian noise.
+
+The last one is from Fang, Cao, Jia, Gong: "Local Model Poisoning Attacks to Byzantine-Robust Federated
+Learning", USENIX Security 2020 (https://arxiv.org/abs/1911.11815), section 4.1.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Local model poisoning attacks on Krum, and on trimmed mean and median.
+"""Local model poisoning attacks on Krum, which also work on Multi-Krum and Bulyan.
 
 Fang, Cao, Jia, Gong: "Local Model Poisoning Attacks to Byzantine-Robust Federated Learning", USENIX
-Security 2020 (arXiv 1911.11815), sections 3.2 to 3.4 and appendices B and C. The paper's m, c are the
-n, f here, and its vectors are models; ours are updates, so that the received model w_Re is 0.
+Security 2020 (https://arxiv.org/abs/1911.11815), section 3.2 and appendices B and C. The paper's m, c are
+the n, f here, and its vectors are models; ours are updates, so that the received model w_Re is 0.
 
 Choices that the paper leaves open, and our defaults:
 
@@ -59,7 +59,7 @@ def fang_krum_full(
         (appendix B).
       before: the rule whose aggregate of the before-attack updates is that change; None is Krum, as
         section 3.1 defines s. ``aggregators.mean()`` comes closest to the printed errors of Krum and
-        Bulyan (experiments/README.md, Tables 2a and 7b).
+        Bulyan (experiments/fang2020/README.md, Tables 2a and 7b).
 
     Raises:
       ValueError: for numbers out of range; when called, if n <= 2f + 2, or if ``direction`` returns

@@ -1,8 +1,8 @@
 """Local model poisoning attacks on trimmed mean and median.
 
-Fang, Cao, Jia, Gong: "Local Model Poisoning Attacks to Byzantine-Robust Federated Learning", USENIX Security
-2020 (https://arxiv.org/abs/1911.11815), sections 3.3, 3.4 and appendix B. The paper's m, c are the n, f here, and its
-vectors are models; ours are updates, so that the received model w_Re is 0.
+Fang, Cao, Jia, Gong: "Local Model Poisoning Attacks to Byzantine-Robust Federated Learning", USENIX
+Security 2020 (https://arxiv.org/abs/1911.11815), sections 3.3, 3.4 and appendix B. The paper's m, c are
+the n, f here, and its vectors are models; ours are updates, so that the received model w_Re is 0.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ def fang_trim_full(
       b: > 1; without influence on trimmed mean and median.
       before: the rule whose aggregate of the before-attack updates gives s. None is the server's own,
         as section 3.1 defines s. The authors' code uses the mean, ``aggregators.mean()``, which also
-        reproduces the printed errors and is a far stronger attack (README, Table 2a): the rule's own
-        change is 0 or noise where few clients have a signal, and pushing against it does little.
+        reproduces the printed errors and is a far stronger attack (experiments/fang2020/README.md,
+        Table 2a): the rule's own change is 0 or noise where few clients have a signal, and pushing
+        against it does little.
       on_updates: take the maxima and minima of updates instead of models, as code that attacks
         gradients does. The same for trimmed mean and median, not for the mean or FLTrust.
 

@@ -1,7 +1,8 @@
-"""What malicious clients minimise: objectives for ``clients.local_sgd(objective=...)``.
+"""What malicious clients minimise: objectives for ``local_sgd(objective=...)``, and when they stop.
 
-Bagdasaryan, Veit, Hua, Estrin, Shmatikov, "How To Backdoor Federated Learning", AISTATS 2020, section
-IV-C: *constrain-and-scale* trains on the loss and on how anomalous the model looks at once.
+Bagdasaryan, Veit, Hua, Estrin, Shmatikov, "How To Backdoor Federated Learning", AISTATS 2020
+(https://arxiv.org/abs/1807.00459), section IV-C: *constrain-and-scale* trains on the loss and on how
+anomalous the model looks at once.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""Attacks on the repairs of Wu, Yang, Zhu, Mitra, "Mitigating Backdoor Attacks in Federated Learning", 2020
-(https://arxiv.org/abs/2011.01767), section VI-C: what attackers do who know the defence.
+"""Attacks on ``fedjax_robust.repairs``: what attackers do who know the defence.
+
+Wu, Yang, Zhu, Mitra, "Mitigating Backdoor Attacks in Federated Learning", 2020
+(https://arxiv.org/abs/2011.01767), sections VI-A and VI-C.
 """
 
 from __future__ import annotations
@@ -21,8 +23,6 @@ from fedjax_robust.repairs.layers import (
 )
 from fedjax_robust.repairs.votes import checked_ranks
 from fedjax_robust.types import Array, Batch
-
-# --- Against the repairs, and prevention ----------------------------------------------------------
 
 
 @same_for_equal_arguments

@@ -1,12 +1,13 @@
 """Model replacement: one backdoored model, submitted so that it survives the server's averaging.
 
-Bagdasaryan, Veit, Hua, Estrin, Shmatikov, "How To Backdoor Federated Learning", AISTATS 2020. With the
-server's G <- G + eta / n sum_i (L_i - G) (eq. 1, ``aggregators.fedavg_eta``) and honest updates that
-cancel, one attacker who sends gamma (X - G) with gamma = n / eta replaces G by its X (eq. 3). n is the
-number of *all* clients. A server that divides by the round's m participants instead, ``mean()`` with
-``sgd(eta)`` as in DBA, has gamma = m / eta.
+Bagdasaryan, Veit, Hua, Estrin, Shmatikov, "How To Backdoor Federated Learning", AISTATS 2020
+(https://arxiv.org/abs/1807.00459). With the server's G <- G + eta / n sum_i (L_i - G) (eq. 1,
+``aggregators.fedavg_eta``) and honest updates that cancel, one attacker who sends gamma (X - G) with
+gamma = n / eta replaces G by its X (eq. 3). n is the number of *all* clients. A server that divides by
+the round's m participants instead, ``mean()`` with ``sgd(eta)`` as in DBA, has gamma = m / eta.
 
-How X is trained is a ``Client``, Algorithm 2 for example::
+How X is trained is a ``Client``, Algorithm 2 for example, and how it is shared out is one of
+``attacks.divisions``::
 
     client = local_sgd(
         task, optax.exponential_decay(0.05, 2, 0.1, staircase=True), 64, epochs=6,
@@ -14,7 +15,7 @@ How X is trained is a ``Client``, Algorithm 2 for example::
         objective=constrain(0.7, p_distance()),
         stop=converged(task, backdoor, 1e-4),
     )
-    attack = model_replacement(client, own, equal_parts(100))
+    attack = model_replacement(client, own, divisions.equal_parts(100))
 
 With ``objective=None`` and ``norm_bounded(S)`` that is train-and-scale, with ``copies()`` the attack on
 Krum. ``scaling`` and ``train_and_scale`` are for attackers who train apart from each other.

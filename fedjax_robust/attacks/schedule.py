@@ -1,4 +1,10 @@
-"""Attacks that strike in some rounds only."""
+"""Attacks that strike in some rounds only.
+
+Fang, Cao, Jia, Gong: "Local Model Poisoning Attacks to Byzantine-Robust Federated Learning", USENIX
+Security 2020 (https://arxiv.org/abs/1911.11815), section 4.2, and the single-shot attacks of Bagdasaryan,
+Veit, Hua, Estrin, Shmatikov, "How To Backdoor Federated Learning", AISTATS 2020
+(https://arxiv.org/abs/1807.00459).
+"""
 
 from __future__ import annotations
 

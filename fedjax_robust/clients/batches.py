@@ -43,6 +43,11 @@ def sample_without_replacement(key: Key, count: Array, size: int) -> tuple[Array
 
 
 def take(data: ClientData, positions: Array, mask: Array) -> Batch:
+    """A batch of some of the client's rows: positions (b,), mask (b,) -> arrays (b, ...) and ``mask``.
+
+    The examples' own weights, ``mask`` (E,) in the pool, are multiplied into it; ValueError for another
+    shape of them.
+    """
     rows = data.index[positions]
     batch = {name: values[rows] for name, values in data.examples.items()}
     if "mask" in batch:  # the examples' own weights
@@ -56,6 +61,7 @@ def take(data: ClientData, positions: Array, mask: Array) -> Batch:
 
 
 def random_batch(key: Key, data: ClientData, size: int) -> Batch:
+    """``size`` of the client's examples without replacement; all, padded, if it can own no more."""
     capacity = data.index.shape[0]
     if size >= capacity:  # everything it has, in any order
         positions = jnp.arange(capacity)

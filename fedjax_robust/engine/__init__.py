@@ -1,7 +1,8 @@
 """The engine: one round is ``step``, a whole run is ``run``.
 
-``round`` has what happens in a round, ``driver`` what is around it (blocks of rounds, seeds, progress, checkpoints, a
-mesh), so that another kind of round is one more file.
+``round`` has what happens in a round, ``driver`` what is around it (blocks of rounds, seeds, progress,
+checkpoints, a mesh), so that another kind of round is one more file. ``participation`` says who takes
+part, ``contracts`` what every part must be and return; ``sharding`` and ``checkpoint`` serve the driver.
 """
 
 from fedjax_robust.engine.driver import run

@@ -83,6 +83,7 @@ def check(sim: Simulation, data: FederatedData) -> tuple[Simulation, FederatedDa
 
 
 def checked(what: str, sim: Simulation, data: FederatedData) -> tuple[Simulation, FederatedData]:
+    """``check`` for the function ``what``, which errors name; several seeds' data (S, N, m) pass, too."""
     sim = contracts.simulation(sim)
     data = contracts.federated_data(what, data)
     contracts.fits(sim, data.index.shape[-2])

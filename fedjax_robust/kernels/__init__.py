@@ -1,4 +1,8 @@
-"""Array kernels that rules and attacks share."""
+"""Array kernels that rules and attacks share.
+
+``presence`` says which rows count, ``norms`` has means, norms and directions, ``distances`` those
+between rows, ``ranks`` medians and trimmed means by ``sorting``, ``clusters`` 2-means.
+"""
 
 from fedjax_robust.kernels.distances import pairwise_distances, pairwise_squared_distances
 from fedjax_robust.kernels.norms import (

@@ -9,8 +9,6 @@ from fedjax_robust import checks
 from fedjax_robust.kernels.norms import accumulator, power_of_two, weighted_mean
 from fedjax_robust.types import Array
 
-# --- Distances -----------------------------------------------------------------------------------
-#
 # |x_i - x_j|^2 = |y_i|^2 + |y_j|^2 - 2 y_i . y_j, where y is x minus any centre, takes one product of
 # matrices; but its rounding error is a part of |y_i|^2 + |y_j|^2, so that rows far from the centre lose
 # their distances to each other. Attackers choose where the centre lies. So a distance from a product is

@@ -1,7 +1,7 @@
 """Which rows count: one mechanism, ``weight 0 = absent``, for everything that must not.
 
-Rows with NaN or Inf, blocked or empty clients, padding. Replacing such a row by zeros would be wrong: zeros
-look honest to Krum.
+Rows with NaN or Inf, blocked or empty clients, padding. Replacing such a row by zeros would be wrong:
+zeros look honest to Krum.
 """
 
 from __future__ import annotations

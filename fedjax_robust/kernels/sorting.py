@@ -3,7 +3,7 @@
 XLA sorts the leading axis of a matrix slowly on CPU. A sorting network applies a fixed list of
 comparators (i, j), each of which puts the smaller value in row i and the larger in row j, to all
 columns at once. This one is Batcher's merge exchange (Knuth, The Art of Computer Programming, volume
-3, 5.2.2, algorithm M), which serves every n. ``experiments/bench_kernels.py`` measures it.
+3, 5.2.2, algorithm M), which serves every n. ``experiments/bench/kernels.py`` measures it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The papers' small models: ``model.apply({"params": ...}, x)`` gives logits (b, num_classes).
+"""The papers' models: ``model.apply({"params": ...}, x)`` gives logits (b, num_classes).
 
 Inputs are (b, H, W, C) or, for the models without convolutions, (b, ...) of any shape; the models
 flatten them themselves. Weights start as MXNet's ``Xavier(magnitude=...)`` draws them, biases at 0, or
-both as PyTorch's layers start; each model says which. ``WordLSTM`` maps word ids (b, T) to logits
-(b, T, num_words).
+both as PyTorch's layers start (``starts``); each model says which. ``WordLSTM`` maps word ids (b, T) to
+logits (b, T, num_words).
 """
 
 from fedjax_robust.models.recurrent import WordLSTM

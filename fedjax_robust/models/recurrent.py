@@ -1,4 +1,4 @@
-"""Recurrent networks."""
+"""Recurrent networks: the word model of Bagdasaryan et al. (https://arxiv.org/abs/1807.00459)."""
 
 from __future__ import annotations
 

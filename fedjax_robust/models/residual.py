@@ -1,4 +1,7 @@
-"""Residual networks."""
+"""Residual networks: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016.
+
+https://arxiv.org/abs/1512.03385; in the forms of FLTrust, of Bagdasaryan et al. and of DBA.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""The papers' small models: ``model.apply({"params": ...}, x)`` gives logits (b, num_classes).
+"""The papers' small models of images: dense layers, and convolutions without shortcuts.
 
-Inputs are (b, H, W, C) or, for the models without convolutions, (b, ...) of any shape; the models flatten them
-themselves. Weights start as MXNet's ``Xavier(magnitude=...)`` draws them, biases at 0, or both as PyTorch's
-layers start; each model says which.
+Inputs are (b, H, W, C) or, for the models without convolutions, (b, ...) of any shape; logits are
+(b, num_classes).
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""What noise on the average is worth in (epsilon, delta)."""
+"""What the noise of ``participant_dp`` is worth in (epsilon, delta), by Google's ``dp-accounting``.
+
+Wang, Balle, Kasiviswanathan, "Subsampled Renyi Differential Privacy and Analytical Moments Accountant",
+AISTATS 2019 (https://arxiv.org/abs/1808.00087).
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Participant-level differential privacy of the average.
 
 McMahan, Ramage, Talwar, Zhang, "Learning Differentially Private Recurrent Language Models", ICLR 2018
-(https://arxiv.org/abs/1710.06963), as Bagdasaryan et al., AISTATS 2020, section VI-C, use it.
+(https://arxiv.org/abs/1710.06963), as Bagdasaryan et al., AISTATS 2020
+(https://arxiv.org/abs/1807.00459), section VI-C, use it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Cleaning a model after (or during) training: federated pruning, extreme weights, masked fine-tuning.
 
-Wu, Yang, Zhu, Mitra, "Mitigating Backdoor Attacks in Federated Learning", 2020 (arXiv 2011.01767),
-section IV. All of it happens in one convolution, the last one, whose C output channels the paper calls
-neurons::
+Wu, Yang, Zhu, Mitra, "Mitigating Backdoor Attacks in Federated Learning", 2020
+(https://arxiv.org/abs/2011.01767), section IV. All of it happens in one convolution, the last one, whose
+C output channels the paper calls neurons::
 
     layer = convolution(module, sample, "Conv_1")
     order = ranking_vote(ranks(client_activations(layer, params, data)))

@@ -1,4 +1,7 @@
-"""Zeroing extreme weights: Wu et al., 2020 (https://arxiv.org/abs/2011.01767), section IV-C."""
+"""Zeroing extreme weights until the accuracy falls.
+
+Wu et al., 2020 (https://arxiv.org/abs/2011.01767), sections IV-C and V-C.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""One convolution of a model, seen in the flat parameters."""
+"""One convolution of a model, seen in the flat parameters: its neurons' activations, and its pruning.
+
+Wu et al., 2020 (https://arxiv.org/abs/2011.01767), section IV-A.
+"""
 
 from __future__ import annotations
 
@@ -178,7 +181,7 @@ def client_activations(
     return jax.lax.map(one, (data.index, data.count))
 
 
-# --- Repairs --------------------------------------------------------------------------------------
+# --- Pruned models --------------------------------------------------------------------------------
 
 
 def with_neurons(layer: ConvolutionLayer, params: Array, keep: Array) -> Array:
@@ -205,6 +208,7 @@ def masked(layer: ConvolutionLayer, keep: Array) -> Repair:
 
 
 def check_layer(what: str, layer: ConvolutionLayer) -> None:
+    """TypeError if ``layer`` is no ``ConvolutionLayer``."""
     checks.part(what, ConvolutionLayer, layer=layer)
 
 
@@ -228,6 +232,10 @@ def _images(what: str, x: Array) -> Array:
 
 
 def checked_data(what: str, data: FederatedData, names: Sequence[str]) -> None:
+    """Clients' data with these arrays, and one partition of them.
+
+    ValueError for other shapes or several partitions, TypeError for what is no ``FederatedData``.
+    """
     checks.part(what, FederatedData, data=data)
     checks.partition(what, data.examples, data.index, data.count, names)
     if data.index.ndim != 2:

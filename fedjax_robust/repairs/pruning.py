@@ -1,4 +1,7 @@
-"""Pruning neurons until the accuracy falls: Wu et al., 2020 (https://arxiv.org/abs/2011.01767), section IV."""
+"""Pruning neurons until the accuracy falls.
+
+Wu et al., 2020 (https://arxiv.org/abs/2011.01767), sections IV-A and V-B.
+"""
 
 from __future__ import annotations
 
@@ -73,12 +76,14 @@ def prune(
 
 
 def check_limits(what: str, drop: float, floor: float | Array, chunk: int) -> None:
+    """ValueError unless drop > 0 and chunk >= 1, floor being any number; TypeError for no numbers."""
     checks.positive(what, infinite=True, drop=drop)
     checks.finite(what, infinite=True, floor=floor, remedy="-inf: none")
     checks.static_count(what, 1, chunk=chunk, remedy="the models evaluated at once")
 
 
 def in_chunks(function: Callable[[Array], Any], values: Array, chunk: int) -> Any:
+    """A function of each of some values (k, ...), ``chunk`` of them at a time -> a tree of (k, ...)."""
     # A vmap over one model would still make its convolutions grouped ones.
     return jax.lax.map(function, values, batch_size=None if chunk == 1 else chunk)
 

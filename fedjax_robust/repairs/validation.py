@@ -16,8 +16,6 @@ from fedjax_robust.repairs.layers import checked_data
 from fedjax_robust.tasks import masked_mean
 from fedjax_robust.types import Array, Batch, FederatedData, Score, Task
 
-# --- Validation -----------------------------------------------------------------------------------
-
 
 @same_for_equal_arguments
 def accuracy(task: Task, examples: Batch, *, chunk: int = 1000) -> Score:
@@ -82,6 +80,10 @@ def clients_accuracy(
 
 
 def checked_score(what: str, validation: Score) -> Score:
+    """The score as an array (), TypeError if it is no function.
+
+    When called, ValueError for another shape, TypeError for no number.
+    """
     checks.function(what, validation=validation)
 
     def checked(params: Array) -> Array:
@@ -95,6 +97,7 @@ def checked_score(what: str, validation: Score) -> Score:
 
 
 def refuse_nan(what: str, accuracy: Array) -> None:
+    """ValueError if the accuracy () of the model before the repair is known to be NaN."""
     if checks.is_known(accuracy) and np.isnan(accuracy):
         raise ValueError(
             f"{what} needs a validation that returns an accuracy, got nan for the model as it is; mend "

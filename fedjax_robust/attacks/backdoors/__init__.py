@@ -1,4 +1,8 @@
-"""Backdoors: triggers, the papers' patterns, and data sets with them."""
+"""Backdoors: ``triggers``, the papers' ``patterns``, and ``data`` with them.
+
+How clients put them into their batches: ``attacks.poisons``. How what they train survives the server:
+``attacks.scaling`` and ``attacks.model_replacement``.
+"""
 
 from fedjax_robust.attacks.backdoors.data import (
     SemanticBackdoor,

@@ -1,4 +1,16 @@
-"""Data sets with a backdoor."""
+"""Data with a backdoor: copies with a trigger, examples with a feature of their own, and test examples.
+
+Bagdasaryan, Veit, Hua, Estrin, Shmatikov, "How To Backdoor Federated Learning", AISTATS 2020
+(https://arxiv.org/abs/1807.00459), in the form in which Cao, Fang, Liu, Gong, "FLTrust: Byzantine-robust
+Federated Learning via Trust Bootstrapping", NDSS 2021 (https://arxiv.org/abs/2012.13995), run it as the
+*Scaling attack*. Each malicious client owns its examples twice, once as they are and once with a trigger
+and the label that the attacker wants; it trains on them like everybody else and sends its update
+multiplied by lambda, the number of clients::
+
+    data = add_backdoored_copies(data, 20, pixel_trigger(FLTRUST_MNIST_PIXELS), target=0)
+    sim = Simulation(..., attack=scaling(100), num_malicious=20)
+    evaluate = attack_success(task, triggered(test, pixel_trigger(FLTRUST_MNIST_PIXELS)), 0)
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""The papers' trigger pixels, and their numbers of CIFAR-10 images."""
+"""The papers' trigger pixels, and their numbers of CIFAR-10 images.
+
+FLTrust: Cao et al., NDSS 2021 (https://arxiv.org/abs/2012.13995). DBA: Xie, Huang, Chen, Li, ICLR 2020
+(https://openreview.net/forum?id=rkgyS0VFvr). Semantic backdoors: Bagdasaryan et al., AISTATS 2020
+(https://arxiv.org/abs/1807.00459).
+"""
 
 from __future__ import annotations
 

@@ -1,18 +1,12 @@
-"""Backdoors: triggers, semantic backdoors, and data of malicious clients with triggered copies.
+"""Triggers: functions x (b, ...) -> x of the same shape and dtype. Any such function will do.
 
-Bagdasaryan, Veit, Hua, Estrin, Shmatikov, "How To Backdoor Federated Learning", AISTATS 2020 ("model
-replacement"), in the form in which Cao, Fang, Liu, Gong, "FLTrust: Byzantine-robust Federated Learning
-via Trust Bootstrapping", NDSS 2021, run it as the *Scaling attack*. Each malicious client owns its
-examples twice, once as they are and once with a trigger and the label that the attacker wants; it trains
-on them like everybody else and sends its update multiplied by lambda, the number of clients::
+``attacks.backdoors.data`` puts them on the examples that malicious clients own, ``attacks.poisons`` on
+those of their batches; ``attacks.scaling`` and ``attacks.model_replacement`` submit what they have
+trained. The papers' pixels are in ``attacks.backdoors.patterns``.
 
-    data = add_backdoored_copies(data, 20, pixel_trigger(FLTRUST_MNIST_PIXELS), target=0)
-    sim = Simulation(..., attack=scaling(100), num_malicious=20)
-    evaluate = attack_success(task, triggered(test, pixel_trigger(FLTRUST_MNIST_PIXELS)), 0)
-
-A trigger is a function x (b, ...) -> x of the same shape. Any such function will do. ``poison.py`` puts
-triggers and other backdoor examples into the batches of malicious clients instead, ``replacement.py``
-scales and submits what they have trained.
+Pixel patterns: Bagdasaryan, Veit, Hua, Estrin, Shmatikov, "How To Backdoor Federated Learning", AISTATS
+2020 (https://arxiv.org/abs/1807.00459), section V-E. Features: Cao, Fang, Liu, Gong, "FLTrust:
+Byzantine-robust Federated Learning via Trust Bootstrapping", NDSS 2021 (https://arxiv.org/abs/2012.13995).
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Attacks that climb: by gradients through the server's rule or through training."""
+"""Attacks that climb an objective step by step.
+
+``first_order`` by gradients through the server's rule, ``fltrust`` by differences along random
+directions, ``back_gradient`` by gradients through training, which ``through_training`` has.
+"""
 
 from fedjax_robust.attacks.optimised.back_gradient import back_gradient_points
 from fedjax_robust.attacks.optimised.first_order import first_order

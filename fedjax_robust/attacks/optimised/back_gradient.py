@@ -1,22 +1,18 @@
 """Poisoning examples crafted by differentiating through training: back-gradient optimization.
 
 Muñoz-González, Biggio, Demontis, Paudice, Wongrassamee, Lupu, Roli: "Towards Poisoning of Deep
-Learning Algorithms with Back-gradient Optimization", AISec 2017 ("the original"; its code is the
-authors' MATLAB for binary logistic regression, ``reverseLR2.m`` and ``testAttackLRmnist.m``). Fang,
-Cao, Jia, Gong, "Local Model Poisoning Attacks to Byzantine-Robust Federated Learning", USENIX
-Security 2020, section 4.4, compare their attacks with it (Table 5).
+Learning Algorithms with Back-gradient Optimization", AISec 2017 (https://arxiv.org/abs/1708.08689; "the
+original"; its code is the authors' MATLAB for binary logistic regression, ``reverseLR2.m`` and
+``testAttackLRmnist.m``). Fang, Cao, Jia, Gong, "Local Model Poisoning Attacks to Byzantine-Robust
+Federated Learning", USENIX Security 2020 (https://arxiv.org/abs/1911.11815), section 4.4, compare their
+attacks with it (Table 5).
 
 The attacker looks for examples x_c, with wrong labels, that maximise an objective of the model which
 training on the clean and its own examples ends in::
 
     max_x A(w_T(x))   where   w_{t+1} = w_t - eta grad_w L(w_t, x),   t = 0, .., T - 1.
 
-By the chain rule, from dx = 0 and dw = grad A(w_T), for t = T - 1, .., 0::
-
-    dx <- dx - eta (d2L / dx dw)(w_t) dw,      dw <- dw - eta (d2L / dw2)(w_t) dw.      (*)
-
-``unrolled_gradient`` remembers every w_t, T d numbers. ``reversed_gradient`` is the original: it keeps
-w_T only and goes back. Both take the same arguments, and ``back_gradient_points`` takes either.
+Its gradient is ``unrolled_gradient`` or the original's, ``reversed_gradient``, of ``through_training``.
 
 Where this differs from the original: its points are crafted one after the other, each staying in the
 training set for the next; ours are one batch that moves together, which costs as much as one point and

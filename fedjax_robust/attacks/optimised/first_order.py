@@ -1,10 +1,10 @@
 """An attack by gradients through the server's own rule: projected ascent on Fang et al.'s objective.
 
-Fang et al. (USENIX Security 2020, Equation 1) maximise s . (g - g'), how far the aggregate g' under
-attack lies from the one without, g, against its direction s = sign(g). Where the rule is
-differentiable, reverse mode gives the slope in all malicious updates at once, for about three times
-the cost of one aggregation. FLTrust's adaptive attack (``fltrust_adaptive``) estimates it from
-differences instead.
+Fang et al. (USENIX Security 2020, https://arxiv.org/abs/1911.11815, eq. 1) maximise s . (g - g'), how far
+the aggregate g' under attack lies from the one without, g, against its direction s = sign(g). Where the
+rule is differentiable, reverse mode gives the slope in all malicious updates at once, for about three
+times the cost of one aggregation. FLTrust's adaptive attack (``fltrust_adaptive``) estimates it from
+differences instead. The ascent is not from a paper.
 """
 
 from __future__ import annotations

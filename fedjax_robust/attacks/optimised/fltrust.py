@@ -1,5 +1,7 @@
-"""The adaptive attack on FLTrust: Algorithm 3 of Cao, Fang, Liu, Gong: "FLTrust: Byzantine-robust
-Federated Learning via Trust Bootstrapping", NDSS 2021 (an instance of Fang et al.'s framework).
+"""The adaptive attack on FLTrust, an instance of Fang et al.'s framework: zeroth-order ascent.
+
+Cao, Fang, Liu, Gong: "FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping", NDSS 2021
+(https://arxiv.org/abs/2012.13995), Algorithm 3.
 
 All updates are unit vectors e_i, e_0 the server's. The attacker seeks e'_i, i <= c, that drive the
 aggregate furthest against the direction s = sign(g) of the one without attack:

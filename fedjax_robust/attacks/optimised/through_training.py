@@ -1,4 +1,19 @@
-"""Gradients through training: what examples do to the model that training ends in."""
+"""Gradients through training: what examples do to the model that training ends in.
+
+Muñoz-González, Biggio, Demontis, Paudice, Wongrassamee, Lupu, Roli: "Towards Poisoning of Deep
+Learning Algorithms with Back-gradient Optimization", AISec 2017 (https://arxiv.org/abs/1708.08689; "the
+original"). With the objective A and training by::
+
+    w_{t+1} = w_t - eta grad_w L(w_t, x),   t = 0, .., T - 1,
+
+the chain rule gives dx, the gradient of A(w_T) by the points x, from dx = 0 and dw = grad A(w_T), for
+t = T - 1, .., 0::
+
+    dx <- dx - eta (d2L / dx dw)(w_t) dw,      dw <- dw - eta (d2L / dw2)(w_t) dw.      (*)
+
+``unrolled_gradient`` remembers every w_t, T d numbers. ``reversed_gradient`` is the original: it keeps
+w_T only and goes back. Both take the same arguments, and ``back_gradient_points`` takes either.
+"""
 
 from __future__ import annotations
 

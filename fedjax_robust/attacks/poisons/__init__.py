@@ -1,4 +1,7 @@
-"""Poisons: functions (key, batch) -> batch for ``local_sgd(poison=...)``."""
+"""Data poisoning: functions (key, batch) -> batch for ``local_sgd(poison=...)``.
+
+``labels`` changes labels alone, ``batches`` puts backdoor examples into batches, ``words`` sentences.
+"""
 
 from fedjax_robust.attacks.poisons.batches import (
     add_triggered_victims,

@@ -1,8 +1,9 @@
-"""Data poisoning: functions (key, batch) -> batch for ``clients.local_sgd(poison=...)``.
+"""Poisons that put backdoor examples into batches, in the place of others or beside them.
 
 ``replace(c, b, D)`` of Bagdasaryan, Veit, Hua, Estrin, Shmatikov, "How To Backdoor Federated Learning",
-AISTATS 2020, Algorithm 2, puts backdoor examples in the place of c examples of each batch, so that a
-client learns them beside its main task. Used alone, without scaling, it is their baseline.
+AISTATS 2020 (https://arxiv.org/abs/1807.00459), Algorithm 2, puts backdoor examples in the place of c
+examples of each batch, so that a client learns them beside its main task. Used alone, without scaling, it
+is their baseline.
 """
 
 from __future__ import annotations

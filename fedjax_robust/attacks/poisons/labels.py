@@ -1,4 +1,8 @@
-"""Poisons that change labels."""
+"""Poisons that change labels.
+
+``label_flip`` is that of Fang, Cao, Jia, Gong: "Local Model Poisoning Attacks to Byzantine-Robust
+Federated Learning", USENIX Security 2020 (https://arxiv.org/abs/1911.11815), section 4.1.
+"""
 
 from __future__ import annotations
 
@@ -81,6 +85,7 @@ def as_label(new: Array, y: Array, num_classes: int | Array) -> Array:
 
 
 def one_label(what: str, y: Array) -> None:
+    """ValueError if y is not (b,): a poison of images, given sequences of words."""
     if y.ndim != 1:
         raise ValueError(
             f"{what} needs one label for each example, y (b,), got shape {y.shape}; of sequences of "

@@ -92,7 +92,8 @@ def dirichlet_truncated(
 
     Args:
       key: JAX key.
-      examples: the pool, without the backdoor's images (``attacks.backdoors.semantic_backdoor(...).rest``).
+      examples: the pool, without the backdoor's images, the ``rest`` of
+        ``attacks.backdoors.semantic_backdoor``.
       num_clients: N, at least 1.
       alpha: concentration > 0; small is uneven, large is even.
       num_classes: L; default the largest label plus one.

@@ -165,18 +165,20 @@ def labelled(
         num_classes = int(np.max(np.asarray(known))) + 1
         if num_classes > max(pool_size(pool), 1000):
             raise ValueError(
-                f"{what}: labels up to {num_classes - 1} of {pool_size(pool)} examples; number the classes "
-                "from 0, or pass num_classes"
+                f"{what}: labels up to {num_classes - 1} of {pool_size(pool)} examples; number the "
+                "classes from 0, or pass num_classes"
             )
     return pool, pool["y"].astype(jnp.int32), num_clients, num_classes
 
 
 def checked_clients(what: str, num_clients: int) -> int:
+    """N as Python's integer; ValueError if N < 1, TypeError if it is no known whole number."""
     checks.static_count(what, 1, num_clients=num_clients)
     return int(num_clients)
 
 
 def pool_size(pool: Batch) -> int:
+    """E, the number of examples."""
     return int(next(iter(pool.values())).shape[0])
 
 

@@ -60,12 +60,14 @@ def synthetic(
 
 
 def random_split(key: Key, x: np.ndarray, y: np.ndarray) -> tuple[Arrays, Arrays]:
+    """x (E, ...), y (E,) in random order: the first four fifths for training, the rest for tests."""
     order = np.asarray(jax.random.permutation(key, len(y)))
     train, test = np.split(order, [len(y) * 4 // 5])
     return {"x": x[train], "y": y[train]}, {"x": x[test], "y": y[test]}
 
 
 def breast_cancer(key: Key) -> Dataset:
+    """scikit-learn's breast cancer data: 569 examples of 30 standardised features, 2 classes."""
     from sklearn.datasets import load_breast_cancer
 
     bunch = load_breast_cancer()
@@ -85,6 +87,7 @@ def breast_cancer(key: Key) -> Dataset:
 
 
 def digits(key: Key) -> Dataset:
+    """scikit-learn's digits: 1,797 images (8, 8, 1) in [0, 1], 10 classes."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -51,6 +51,10 @@ def text_table(path: Path, dtype: type, **options: Any) -> np.ndarray:
 
 
 def data_folder(data_dir: str | os.PathLike[str] | None) -> Path:
+    """The folder given; else FEDJAX_ROBUST_DATA, TFDS_DATA_DIR or ~/tensorflow_datasets, as set.
+
+    ValueError or TypeError, in words, for what no path can be.
+    """
     if data_dir is None:
         default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
         data_dir = os.environ.get("FEDJAX_ROBUST_DATA") or default
@@ -80,4 +84,5 @@ def checked_path(what: str, path: str | os.PathLike[str]) -> Path:
 
 
 def unit_range(x: np.ndarray) -> np.ndarray:
+    """Bytes 0 .. 255 as float32 in [0, 1]."""
     return x.astype(np.float32) / np.float32(255)

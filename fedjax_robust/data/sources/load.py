@@ -99,6 +99,7 @@ def load(
 
 
 def known_name(what: str, name: Any, known: Sequence[str], kind: str) -> None:
+    """ValueError if the name is not among those known, TypeError if it is no string."""
     if not isinstance(name, str):
         raise TypeError(f"{what} needs name to be one of {', '.join(known)}, got {beginning(name)}")
     if name not in known:

@@ -78,6 +78,10 @@ def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
 
 
 def tfds_dataset(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
+    """A data set that TFDS has prepared, of the given folder or of the default one.
+
+    FileNotFoundError, with what to do, if it is not there.
+    """
     root = data_folder(data_dir)
     folder = tfds_folder(name, root)
     if folder is None:

@@ -199,6 +199,7 @@ def text_dataset(
 
 
 def check_sizes(what: str, length: int, vocabulary_size: int) -> None:
+    """ValueError unless T >= 1 and the vocabulary has room for a word besides the special ones."""
     checks.static_count(what, 1, length=length)
     checks.static_count(what, len(SPECIAL) + 1, vocabulary_size=vocabulary_size)
 
