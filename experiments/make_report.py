@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from overview import GENERATED
 
 from fedjax_robust import report
 from fedjax_robust.files import written_atomically
@@ -106,10 +107,11 @@ def fill(readmes: Sequence[Path], folders: Mapping[str, Path], *, write: bool) -
         def table(match: re.Match[str], path: Path = path) -> str:
             before, name, old, after = match.groups()
             try:
-                if name not in folders:
+                if name not in folders and name not in GENERATED:
                     near = difflib.get_close_matches(name, folders, n=3, cutoff=0)
                     raise ValueError(f"there are no published rows of this name; near it: {near}")
-                new = f"{table_of(folders[name]).strip()}\n"
+                made = GENERATED[name](folders) if name in GENERATED else table_of(folders[name])
+                new = f"{made.strip()}\n"
             except (ValueError, OSError) as error:
                 troubles.append(f"{path}, {name}: {error}")
                 return match[0]

@@ -38,6 +38,14 @@ from fedjax_robust.convolution import fast_on_cpu
 from fedjax_robust.memo import same_for_equal_arguments
 from fedjax_robust.types import Array, Batch, Key, Task
 
+__all__ = [
+    "classification",
+    "from_functions",
+    "masked_mean",
+    "next_word",
+]
+
+
 Tree = Any
 """A pytree of parameters."""
 
