@@ -126,6 +126,13 @@ def malicious_of(clients: int, share: float = MALICIOUS_SHARE) -> int:
     return round(share * clients)
 
 
+def check_choices(rules: Sequence[str], attacks: Sequence[str]) -> None:
+    """What the command line refuses by itself, for those who call ``main``."""
+    for what, names, choice in (("rule", rules, Rule), ("attack", attacks, Attack)):
+        if unknown := [name for name in names if name not in get_args(choice)]:
+            raise ValueError(f"there is no {what} {unknown}; there are {[*get_args(choice)]}")
+
+
 def cell_settings(name: str, setting: Setting, clients: int) -> Cell:
     """What all cells of a table have in common, but for what a sweep changes."""
     return {

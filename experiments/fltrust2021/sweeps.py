@@ -110,6 +110,7 @@ class Args(study.Args):
 
 def main(args: Args) -> None:
     """Run what is missing of one sweep, then print and draw it."""
+    fltrust_setting.check_choices(args.rules, args.attacks)
     sweep, setting = SWEEPS[args.sweep], SETTINGS[args.setting]
     if args.rounds or args.smoke:
         setting = setting._replace(rounds=args.rounds or 3)

@@ -92,6 +92,7 @@ class Args(study.Args):
 
 def main(args: Args) -> None:
     """Run what is missing of one table, then print and draw it."""
+    fltrust_setting.check_choices(args.rules, args.attacks)
     setting = with_overrides(SETTINGS[args.setting], args)
     inputs = Inputs(setting, args.data_dir)
     if inputs.users and args.clients:

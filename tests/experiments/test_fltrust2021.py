@@ -207,6 +207,8 @@ def test_simulations_are_what_the_names_say(har):
 @pytest.mark.parametrize(
     ("args", "text"),
     [
+        (table.Args(setting="har", rules=("Mean",)), "no rule"),
+        (sweeps.Args(setting="har", attacks=("None",)), "no attack"),
         (table.Args(setting="har", clients=20), "21 users"),
         (table.Args(setting="har", learning_rate=0.0), "--learning-rate needs step > 0"),
         (table.Args(setting="har", server_learning_rate=-1.0), "--server-learning-rate needs"),
