@@ -1,4 +1,4 @@
-"""Two tables of the project's README that ``make report`` fills: what there is, and what is reproduced."""
+"""Two tables of the README that ``make report`` fills: what there is, and what is reproduced."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ import fedjax_robust as fr
 from fedjax_robust import aggregators, attacks, metrics, models, study
 from fedjax_robust import data as datasets
 from fedjax_robust.attacks.objectives import Anomaly
-from fedjax_robust.clients import Loss
+from fedjax_robust.clients.local import Loss
 from fedjax_robust.types import ClientData
 
 Batch = dict[str, Any]
@@ -86,16 +86,16 @@ class Setting(NamedTuple):
 
 TARGET_DIGIT = {"leaning ones": 1, "leaning sevens": 7, "leaning fours": 4, "leaning nines": 9}
 CARS = {
-    "striped walls": attacks.CIFAR_STRIPED_WALLS,
-    "green cars": attacks.CIFAR_GREEN_CARS,
-    "racing stripes": attacks.CIFAR_RACING_STRIPES,
+    "striped walls": attacks.backdoors.CIFAR_STRIPED_WALLS,
+    "green cars": attacks.backdoors.CIFAR_GREEN_CARS,
+    "racing stripes": attacks.backdoors.CIFAR_RACING_STRIPES,
 }
 LEANING = 30
 MNIST = Setting(
     "mnist",
     functools.partial(models.MLP, hidden=(32,)),
     tuple(TARGET_DIGIT),
-    attacks.NINE_PIXELS[:5],
+    attacks.backdoors.NINE_PIXELS[:5],
     6_000,
     300,
     (10, 30, 100, 300, 1000),
@@ -108,7 +108,7 @@ CIFAR = Setting(
     "cifar10",
     models.ResNet18,
     tuple(CARS),
-    attacks.FLTRUST_CIFAR_PIXELS,
+    attacks.backdoors.FLTRUST_CIFAR_PIXELS,
     20_000,
     10_000,
     (100, 1_000, 5_000, 10_000),
@@ -196,7 +196,9 @@ class Inputs:
         order_key, key = jax.random.split(study.key(BACKDOOR, seed))
         order = np.asarray(jax.random.permutation(order_key, len(self.rows[name])))
         train, at = self.dataset.train, self.setting
-        split = attacks.semantic_backdoor(train, self.rows[name][order], at.held_out, at.target)
+        split = attacks.backdoors.semantic_backdoor(
+            train, self.rows[name][order], at.held_out, at.target
+        )
         changes = (datasets.random_rotation(at.rotation), datasets.random_crop(at.crop))
         return split.train, datasets.variations(key, split.held_out["x"], at.variations, *changes)
 
@@ -271,7 +273,7 @@ def honest_client(setting: Setting, task: fr.Task) -> fr.Client:
         setting.batch_size,
         epochs=setting.epochs,
         momentum=setting.momentum,
-        poison=attacks.in_turn(*augmentation(setting)),
+        poison=attacks.poisons.in_turn(*augmentation(setting)),
         objective=lambda loss, received: decayed(setting, loss),
     )
 
@@ -295,24 +297,24 @@ def attackers_client(
       alpha: weight of the loss beside it.
     """
     if pixel:
-        trigger = attacks.pixel_trigger(setting.pixels)
-        poisons = [attacks.replace_by_triggered(trigger, setting.target, 5)]
+        trigger = attacks.backdoors.pixel_trigger(setting.pixels)
+        poisons = [attacks.poisons.replace_by_triggered(trigger, setting.target, 5)]
     else:
         c = setting.poisoned // len(sets)
         poisons = [
-            attacks.replace_by(one, c, setting.poisons_noise, skip=i * c)
+            attacks.poisons.replace_by(one, c, setting.poisons_noise, skip=i * c)
             for i, one in enumerate(sets)
         ]
     anomaly: dict[str, Anomaly] = {
-        "distance": attacks.p_distance(),
-        "cosine": attacks.cosine_distance,
+        "distance": attacks.objectives.p_distance(),
+        "cosine": attacks.objectives.cosine_distance,
     }
 
     def objective(loss: Loss, received: jax.Array) -> Loss:
         loss = decayed(setting, loss)
         if constraint == "none":
             return loss
-        return attacks.constrain(alpha, anomaly[constraint])(loss, received)
+        return attacks.objectives.constrain(alpha, anomaly[constraint])(loss, received)
 
     return fr.local_sgd(
         task,
@@ -320,6 +322,6 @@ def attackers_client(
         setting.batch_size,
         epochs=setting.attackers_epochs,
         momentum=setting.attackers_momentum,
-        poison=attacks.in_turn(*augmentation(setting), *poisons),
+        poison=attacks.poisons.in_turn(*augmentation(setting), *poisons),
         objective=objective,
     )

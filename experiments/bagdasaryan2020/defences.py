@@ -15,7 +15,7 @@ honest clients it threw out.
 
 *clipping* and *noise*: training from scratch with ``participant_dp``, and in the last round
 train-and-scale by 20 % of the clients, who know S (5 %, the paper's, do nothing here; see *detection*).
-The privacy that is spent is ``aggregators.privacy_spent``'s: neighbours differ in one client's data, all
+The privacy that is spent is ``privacy.privacy_spent``'s: neighbours differ in one client's data, all
 100 clients are in each round (no amplification by sampling), delta = 1e-5. The paper has 1,000
 participants, sigma = 0.01 and S = 15; here it is an average of 100.
 """
@@ -33,8 +33,8 @@ import numpy as np
 from backdoor_setting import GAMMA, MNIST, Inputs, attackers_client, honest_client, smaller
 
 import fedjax_robust as fr
-from fedjax_robust import aggregators, attacks, metrics, report, simulate, study
-from fedjax_robust.robust_stats import direction_and_length
+from fedjax_robust import aggregators, attacks, metrics, privacy, report, study
+from fedjax_robust.kernels.norms import direction_and_length
 from fedjax_robust.types import Received
 
 BACKDOOR = MNIST.backdoors[0]
@@ -69,7 +69,7 @@ class Args(study.Args):
     """Where results go."""
 
 
-def evaluation(inputs: Inputs, held_out: jax.Array, test: Any) -> fr.types.Evaluate:
+def evaluation(inputs: Inputs, held_out: jax.Array, test: Any) -> fr.Evaluate:
     return metrics.together(
         metrics.test_error(inputs.task, test),
         metrics.backdoor_accuracy(inputs.task, held_out, MNIST.target),
@@ -135,9 +135,9 @@ def detection_of(inputs: Inputs, smoke: bool) -> Callable[[study.Settings], stud
             bound: Any,
         ) -> dict[str, Any]:  # fmt: skip
             divide = {
-                "replacement": attacks.equal_parts(GAMMA),
-                "orthogonal": attacks.orthogonal_parts(GAMMA),
-                "train-and-scale": attacks.norm_bounded(bound),
+                "replacement": attacks.divisions.equal_parts(GAMMA),
+                "orthogonal": attacks.divisions.orthogonal_parts(GAMMA),
+                "train-and-scale": attacks.divisions.norm_bounded(bound),
             }[cell["method"]]
             client = attackers_client(MNIST, task, [backdoor])
             sim = fr.Simulation(
@@ -148,7 +148,7 @@ def detection_of(inputs: Inputs, smoke: bool) -> Callable[[study.Settings], stud
                 num_malicious=cell["attackers"],
                 client_chunk=inputs.client_chunk,
             )
-            _, info = fr.step(sim, simulate.init(sim, key, data, params), data)
+            _, info = fr.step(sim, fr.init(sim, key, data, params), data)
             evaluate, malicious = evaluation(inputs, held_out, test), info["malicious"]
             found: dict[str, Any] = {"norms": info["norms"], "checks": {}}
             for name in rules:
@@ -207,15 +207,15 @@ def private_of(inputs: Inputs) -> Callable[[study.Settings], study.Compute]:
             peace = fr.Simulation(
                 task,
                 honest_client(MNIST, task),
-                aggregators.participant_dp(bound, noise),
+                privacy.participant_dp(bound, noise),
                 client_chunk=inputs.client_chunk,
             )
-            attack = attacks.model_replacement(client, own, attacks.norm_bounded(bound))
+            attack = attacks.model_replacement(client, own, attacks.divisions.norm_bounded(bound))
             war = peace._replace(attack=attack, num_malicious=cell["attackers"])
             evaluate = evaluation(inputs, held_out, test)
             state, _ = fr.run(peace, key, data, cell["rounds"] - 1)
             before = evaluate(state.params)
-            start = simulate.init(war, jax.random.fold_in(key, 1), data, state.params)
+            start = fr.init(war, jax.random.fold_in(key, 1), data, state.params)
             after = evaluate(fr.step(war, start, data)[0].params)
             return {
                 "backdoor": after["backdoor_accuracy"],
@@ -342,7 +342,7 @@ def describe_privacy(runs: list[Row]) -> str:
     rounds, m = runs[0]["rounds"], MNIST.clients
     spent = []
     for bound, noise in dict.fromkeys((run["clipping"], run["noise"]) for run in runs):
-        epsilon = aggregators.privacy_spent(bound, noise, m, m, rounds, DELTA)
+        epsilon = privacy.privacy_spent(bound, noise, m, m, rounds, DELTA)
         spent.append(f"{epsilon:.4g} at S = {bound:g}, sigma = {noise:g}")
     return (
         f"{rounds} rounds of training with participant-level DP, {m} clients, all of them in each "

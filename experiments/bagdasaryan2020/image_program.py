@@ -12,7 +12,7 @@ from backdoor_setting import Batch, Inputs, attackers_client, honest_client
 
 import fedjax_robust as fr
 from fedjax_robust import aggregators, attacks, metrics, study
-from fedjax_robust.robust_stats import direction_and_length
+from fedjax_robust.kernels.norms import direction_and_length
 from fedjax_robust.types import ClientData, Received
 
 BEFORE = 5
@@ -47,7 +47,7 @@ def evaluation(cell: study.Settings, inputs: Inputs, held_out: list[jax.Array], 
     at, task = inputs.setting, inputs.task
     parts = [metrics.test_error(task, test)]
     if cell["pixel"]:
-        triggered = attacks.triggered(test, attacks.pixel_trigger(at.pixels))
+        triggered = attacks.backdoors.triggered(test, attacks.backdoors.pixel_trigger(at.pixels))
         success = metrics.attack_success(task, triggered, at.target)
         parts.append(renamed(success, "attack_success", 0))
     else:
@@ -58,7 +58,7 @@ def evaluation(cell: study.Settings, inputs: Inputs, held_out: list[jax.Array], 
     return metrics.together(*parts)
 
 
-def renamed(evaluate: fr.types.Evaluate, name: str, i: int) -> fr.types.Evaluate:
+def renamed(evaluate: fr.Evaluate, name: str, i: int) -> fr.Evaluate:
     return jax.tree_util.Partial(
         lambda evaluate, params: {f"backdoor_{i}": evaluate(params)[name]}, evaluate
     )
@@ -78,7 +78,11 @@ def simulation(
     )
     attack = attacks.data_poisoning(client)
     if cell["attack"] == "Replacement":
-        divide = attacks.copies(gamma) if cell["krum"] else attacks.equal_parts(gamma)
+        divide = (
+            attacks.divisions.copies(gamma)
+            if cell["krum"]
+            else attacks.divisions.equal_parts(gamma)
+        )
         attack = attacks.model_replacement(client, own, divide)
     participants, number = None, None if cell["krum"] else at.participants
     if cell["single_shot"] and not cell["krum"]:

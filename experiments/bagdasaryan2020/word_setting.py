@@ -42,7 +42,7 @@ from tqdm import tqdm
 import fedjax_robust as fr
 from fedjax_robust import aggregators, attacks, metrics, models, study
 from fedjax_robust.data import Dataset, leaf_words, load_text, partition, word_ids
-from fedjax_robust.data.text import SPECIAL, UNKNOWN
+from fedjax_robust.data.text.words import SPECIAL, UNKNOWN
 
 Array = jax.Array
 Row = dict[str, Any]
@@ -225,7 +225,7 @@ def attacker(inputs: Inputs, sentences: tuple[Array, ...]) -> fr.Client:
         args.attacker_batch_size,
         steps=args.attacker_steps,
         clip_norm=args.clip_norm,
-        poison=attacks.word_backdoor(sentences),
+        poison=attacks.poisons.word_backdoor(sentences),
         objective=until(args.stop),
     )
 
@@ -285,7 +285,7 @@ def evaluation(inputs: Inputs, sentences: tuple[Array, ...]) -> Any:
     """main_accuracy, and backdoor_accuracy_k of every sentence."""
     parts = [metrics.word_accuracy(inputs.task, inputs.test)]
     for k, sentence in enumerate(sentences):
-        poison = jax.jit(attacks.word_backdoor([sentence]))
+        poison = jax.jit(attacks.poisons.word_backdoor([sentence]))
         poisoned = poison(jax.random.key(0), inputs.contexts)
         name = f"backdoor_accuracy_{k}"
         parts.append(metrics.word_accuracy(inputs.task, poisoned, name=name))
@@ -366,7 +366,7 @@ def trained_attacker(inputs: Inputs) -> Callable[..., Any]:
     """key, params, data, sentences, evaluation -> |X - G| and the accuracies of X."""
 
     def run(key: Array, params: Array, data: Any, sentences: Any, evaluate: Any) -> Any:
-        own = fr.types.ClientData(data.examples, data.index[0], data.count[0])
+        own = fr.ClientData(data.examples, data.index[0], data.count[0])
         update, _, _ = attacker(inputs, sentences).update(key, params, (), own)
         return jnp.linalg.norm(update), evaluate(params + update)
 

@@ -26,7 +26,7 @@ from fedjax_robust import aggregators, attacks, metrics, models, report, study
 from fedjax_robust import data as datasets
 
 ATTACKED_ROUNDS = (12, 14, 16, 18)
-BARS = attacks.DBA_MNIST_PIXELS
+BARS = attacks.backdoors.DBA_MNIST_PIXELS
 SETTINGS = {
     "data": "mnist",
     "model": "MnistNet",
@@ -93,8 +93,8 @@ def simulations(cell: study.Settings, task: fr.Task) -> tuple[fr.Simulation, fr.
             objective=decayed,
         )
 
-    parts = [attacks.pixel_trigger(bar) for bar in triggers]
-    poison = attacks.distributed(parts, cell["target"], cell["poisoned"])
+    parts = [attacks.backdoors.pixel_trigger(bar) for bar in triggers]
+    poison = attacks.poisons.distributed(parts, cell["target"], cell["poisoned"])
     client = local(cell["attackers_step"], cell["attackers_epochs"], poison)
     honest = fr.Simulation(
         task,
@@ -115,7 +115,7 @@ def simulations(cell: study.Settings, task: fr.Task) -> tuple[fr.Simulation, fr.
 
 def program_of(args: Args) -> Callable[[study.Settings], study.Compute]:
     dataset = datasets.load("mnist", args.data_dir)
-    whole = attacks.pixel_trigger(sum(BARS, ()))
+    whole = attacks.backdoors.pixel_trigger(sum(BARS, ()))
 
     def program(cell: study.Settings) -> study.Compute:
         train, test = (
@@ -130,7 +130,9 @@ def program_of(args: Args) -> Callable[[study.Settings], study.Compute]:
         def history_of(key: Any, data: Any, test: Any) -> Any:
             evaluate = metrics.together(
                 metrics.test_error(task, test),
-                metrics.attack_success(task, attacks.triggered(test, whole), cell["target"]),
+                metrics.attack_success(
+                    task, attacks.backdoors.triggered(test, whole), cell["target"]
+                ),
             )
             # In three runs, as attackers who are absent train in vain. Nothing but the model goes on.
             params, histories, done = None, [], 0

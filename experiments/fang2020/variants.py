@@ -143,7 +143,7 @@ def redrawn(base: MakeRule) -> dict[str, MakeRule]:
                 few, all_of_them = tables.VALIDATION_EXAMPLES, len(pool["y"])
                 rows = jax.random.choice(key, all_of_them, (few,), replace=False)
                 batch = {name: values[rows] for name, values in pool.items()}
-                return defence(inner, task, batch, malicious).aggregate(received, state)
+                return defence(task, batch, malicious, base=inner).aggregate(received, state)
 
             return fr.Aggregator(inner.init, aggregate)
 

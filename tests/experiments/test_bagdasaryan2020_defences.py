@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_robust import aggregators, report, study
+from fedjax_robust import aggregators, privacy, report, study
 from fedjax_robust.types import Received
 
 PAPER = Path(__file__).parents[2] / "experiments" / "bagdasaryan2020"
 sys.path.insert(0, str(PAPER))
-import defences  # noqa: E402
-from defences import Args  # noqa: E402
+import defences
+from defences import Args
 
 needs_mnist = pytest.mark.skipif(
     not list(Path(os.environ.get("FEDJAX_ROBUST_DATA", "/none")).glob("tfds/mnist/*")),
@@ -80,7 +80,7 @@ def test_what_is_spent():
         for seed in (0, 1)
     ]
     text = defences.describe_privacy(runs)
-    epsilon = aggregators.privacy_spent(5.0, 0.1, 100, 100, 30, 1e-5)
+    epsilon = privacy.privacy_spent(5.0, 0.1, 100, 100, 30, 1e-5)
     assert text.endswith(
         "epsilon for delta = 1e-05, neighbours that differ in one client's data, no sampling: inf at "
         f"S = 5, sigma = 0; {epsilon:.4g} at S = 5, sigma = 0.1."

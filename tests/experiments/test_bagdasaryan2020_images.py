@@ -15,11 +15,11 @@ from fedjax_robust.types import Received
 
 PAPER = Path(__file__).parents[2] / "experiments" / "bagdasaryan2020"
 sys.path.insert(0, str(PAPER))
-import backdoor_setting  # noqa: E402
-import image_program  # noqa: E402
-import images  # noqa: E402
-from backdoor_setting import CIFAR, GAMMA, MNIST  # noqa: E402
-from images import FIGURES, Args  # noqa: E402
+import backdoor_setting
+import image_program
+import images
+from backdoor_setting import CIFAR, GAMMA, MNIST
+from images import FIGURES, Args
 
 needs_mnist = pytest.mark.skipif(
     not list(Path(os.environ.get("FEDJAX_ROBUST_DATA", "/none")).glob("tfds/mnist/*")),
@@ -200,7 +200,7 @@ def test_smoke_and_resume(out, monkeypatch):
 
 
 def _state():
-    return fr.types.SimState(*[jnp.zeros(2)] * len(fr.types.SimState._fields))
+    return fr.SimState(*[jnp.zeros(2)] * len(fr.SimState._fields))
 
 
 def test_equal_anomaly_by_hand():

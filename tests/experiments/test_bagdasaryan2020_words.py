@@ -13,9 +13,9 @@ from fedjax_robust import report, study
 
 PAPER = Path(__file__).parents[2] / "experiments" / "bagdasaryan2020"
 sys.path.insert(0, str(PAPER))
-import word_setting  # noqa: E402
-import words  # noqa: E402
-from word_setting import SENTENCES, Args  # noqa: E402
+import word_setting
+import words
+from word_setting import SENTENCES, Args
 
 WORDS = {word for sentence in SENTENCES for word in sentence.split()}
 WORDS |= {word for pair in words.PAIRS for word in pair} | {"wine", "from", "venice"}
@@ -109,7 +109,7 @@ def test_what_the_sweeps_write(plays, tmp_path, monkeypatch, figure):
     numbers |= {"norm": 3.0, "lowest_backdoor_accuracy": 0.5}
     seen = []
     of = words.FIGURES[figure]
-    run = lambda inputs, run: seen.append(run) or dict(numbers)  # noqa: E731
+    run = lambda inputs, run: seen.append(run) or dict(numbers)
     monkeypatch.setitem(words.FIGURES, figure, of._replace(run=run))
     args = Args(figure=figure, shares=(0.125,), data_dir=plays, out=tmp_path, smoke=True)
     words.main(args)

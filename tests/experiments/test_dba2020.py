@@ -13,8 +13,8 @@ from fedjax_robust import models, report, study
 
 PAPER = Path(__file__).parents[2] / "experiments" / "dba2020"
 sys.path.insert(0, str(PAPER))
-import dba  # noqa: E402
-from dba import Args  # noqa: E402
+import dba
+from dba import Args
 
 needs_mnist = pytest.mark.skipif(
     not list(Path(os.environ.get("FEDJAX_ROBUST_DATA", "/none")).glob("tfds/mnist/*")),

@@ -12,10 +12,10 @@ from fedjax_robust import report, study
 
 PAPER = Path(__file__).parents[2] / "experiments" / "fltrust2021"
 sys.path.insert(0, str(PAPER))
-import fltrust_setting  # noqa: E402
-import sweeps  # noqa: E402
-import table  # noqa: E402
-from fltrust_setting import SETTINGS, Inputs  # noqa: E402
+import fltrust_setting
+import sweeps
+import table
+from fltrust_setting import SETTINGS, Inputs
 
 needs_har = pytest.mark.skipif(
     not (Path(os.environ.get("FEDJAX_ROBUST_DATA", "/nonexistent")) / "uci_har.npz").is_file(),
