@@ -52,10 +52,14 @@ __all__ = [
 
 
 def predict(task: Task, params: Array, x: Array, *, chunk: int = 1000) -> Array:
-    """Predicted classes, at most ``chunk`` examples at a time: (d,), x (E, ...) -> (E,) int32.
+    """Predicted classes (E,) int32; of sequences the predicted next words (E, T).
 
-    Of sequences x (E, T), the predicted next words (E, T). On a CPU convolutions are up to twice as fast
-    in chunks of 100, which fit its caches.
+    Args:
+      task: the learning problem.
+      params: (d,).
+      x: (E, ...), or words (E, T).
+      chunk: examples evaluated at a time, which bounds memory. On a CPU convolutions are up to twice as
+        fast in chunks of 100, which fit its caches.
 
     Raises:
       ValueError: without examples, or for a chunk < 1.
@@ -182,7 +186,17 @@ def _test_error(how: _Evaluator, params: Array, x: Array, y: Array) -> Info:
 
 
 def accuracy(task: Task, test: Batch, *, chunk: int = 1000) -> Evaluate:
-    """``accuracy``, the share of examples classified rightly. Arguments as in ``test_error``."""
+    """``accuracy``, the share of examples classified rightly.
+
+    Args:
+      task: the learning problem.
+      test: ``x`` (E, ...) and ``y`` (E,).
+      chunk: examples evaluated at a time, which bounds memory.
+
+    Raises:
+      ValueError: for other shapes, no examples, or labels that are not the task's.
+      TypeError: if an argument is of another type.
+    """
     return Partial(
         _evaluator("accuracy", _accuracy, task, chunk), *_labelled("accuracy", task, test)
     )
@@ -195,7 +209,14 @@ def _accuracy(how: _Evaluator, params: Array, x: Array, y: Array) -> Info:
 def cross_entropy(task: Task, test: Batch, *, chunk: int = 1000) -> Evaluate:
     """``cross_entropy``, the mean of -log(probability of the right class), >= 0.
 
-    Arguments as in ``test_error``.
+    Args:
+      task: the learning problem.
+      test: ``x`` (E, ...) and ``y`` (E,).
+      chunk: examples evaluated at a time, which bounds memory.
+
+    Raises:
+      ValueError: for other shapes, no examples, or labels that are not the task's.
+      TypeError: if an argument is of another type.
     """
     return Partial(
         _evaluator("cross_entropy", _cross_entropy, task, chunk),
@@ -262,9 +283,20 @@ def _client_accuracy(
 
 
 def per_class_error(task: Task, test: Batch, num_classes: int, *, chunk: int = 1000) -> Evaluate:
-    """``per_class_error`` (num_classes,): for each true label, the share of its examples classified
-    wrongly; NaN for a label without examples. Arguments as in ``test_error``; labels are below
-    ``num_classes``."""
+    """``per_class_error`` (L,): for each true label, the share of its examples classified wrongly.
+
+    NaN for a label without examples.
+
+    Args:
+      task: the learning problem.
+      test: ``x`` (E, ...) and ``y`` (E,).
+      num_classes: L >= 1; labels are below it.
+      chunk: examples evaluated at a time, which bounds memory.
+
+    Raises:
+      ValueError: for other shapes, no examples, or labels that are not the task's or not below L.
+      TypeError: if an argument is of another type.
+    """
     what = "per_class_error"
     checks.static_count(what, 1, num_classes=num_classes)
     x, y = _labelled(what, task, test)

@@ -101,7 +101,8 @@ def next_word(module: nn.Module, sample: Array) -> Task:
     mask_s * token_mask_st, so that a sequence counts by its number of words; 0 if all weights are 0.
 
     With ``token_mask`` in the pool of ``FederatedData`` clients, rules and attacks work as they do for
-    classification. Bagdasaryan et al., AISTATS 2020, section V-B and Fig. 3.
+    classification. Bagdasaryan et al., AISTATS 2020 (https://arxiv.org/abs/1807.00459), section V-B and
+    Fig. 3.
 
     Args:
       module: maps x (b, T) to logits (b, T, words), such as ``models.WordLSTM``; variables and dropout as
@@ -110,7 +111,9 @@ def next_word(module: nn.Module, sample: Array) -> Task:
       sample: word ids (1, T), from which the shapes are taken.
 
     Raises:
-      ValueError: as ``classification``; on use, if ``y`` or ``token_mask`` has another shape than ``x``.
+      ValueError: if the module keeps variables other than ``params``, draws at random in an evaluation,
+        or does not give logits (b, T, words); on use, if ``y`` or ``token_mask`` has another shape than
+        ``x``.
       TypeError: if it is no module of ``flax.linen``.
     """
     return _flax_task("next_word", module, sample, 3)

@@ -43,6 +43,9 @@ def mean() -> Aggregator:
     from Decentralized Data", AISTATS 2017 (https://arxiv.org/abs/1602.05629), Algorithm 1.
 
     Rows with a NaN or Inf, and weights that are not positive and finite, are left out, as in every rule.
+
+    >>> mean()(jnp.array([[1.0, 2.0], [3.0, 6.0]])).tolist()
+    [2.0, 4.0]
     """
 
     def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
@@ -69,7 +72,7 @@ MEAN = mean()
 
 
 def cleaned(received: Received) -> Received:
-    """Rows with a NaN or Inf become absent, absent rows become zero and get weight 0."""
+    """``received`` with absent rows, also those with a NaN or Inf, of zeros and of weight 0."""
     updates, weights = drop_non_finite(received.updates, received.weights)
     return received._replace(updates=updates, weights=weights)
 
@@ -79,6 +82,10 @@ def stateless(rule: Callable[[Received], tuple[Array, Info]]) -> Aggregator:
 
     Args:
       rule: received -> the aggregate (d,) and what to report.
+
+    >>> largest = stateless(lambda received: (jnp.max(received.updates, axis=0), {}))
+    >>> largest(jnp.array([[1.0, 5.0], [3.0, 2.0]])).tolist()
+    [3.0, 5.0]
     """
 
     def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
@@ -97,6 +104,10 @@ def selecting(
     Args:
       select: received -> rows to keep (n,) bool, and what to report.
       base: the rule for the rows that stay.
+
+    >>> positive = selecting(lambda received: (received.updates[:, 0] > 0, {}))
+    >>> positive(jnp.array([[-1.0], [2.0], [4.0]])).tolist()
+    [3.0]
     """
     checks.part("selecting", Aggregator, base=base)
 
@@ -118,6 +129,10 @@ def weighing(weigh: Callable[[Received], tuple[Array, Info]]) -> Aggregator:
 
     Args:
       weigh: received -> trust (n,) >= 0, absent rows counting as 0, and what to report.
+
+    >>> first_counts_thrice = weighing(lambda received: (jnp.array([3.0, 1.0]), {}))
+    >>> first_counts_thrice(jnp.array([[0.0], [4.0]])).tolist()
+    [1.0]
     """
 
     def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
@@ -139,6 +154,11 @@ def wrapping(
     Args:
       change: received -> what the inner rule receives, and what to report.
       base: the inner rule. Its own report wins where names clash.
+
+    >>> def doubled(received):
+    ...     return received._replace(updates=2 * received.updates), {}
+    >>> wrapping(doubled)(jnp.array([[1.0], [3.0]])).tolist()
+    [4.0]
     """
     checks.part("wrapping", Aggregator, base=base)
 

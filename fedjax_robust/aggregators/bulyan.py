@@ -83,6 +83,11 @@ def bulyan(f: int | Array) -> Aggregator:
 
     Raises:
       ValueError: if f < 0, or n < 4f + 3 when called.
+
+    Krum chooses 3, 4, 2, 6, 1; their median is 3, and the three nearest to it are 2, 3, 4:
+
+    >>> bulyan(f=1)(jnp.array([[1.0], [2.0], [3.0], [4.0], [6.0], [9.0], [100.0]])).tolist()
+    [3.0]
     """
     checks.count("bulyan", f=f)
     f = plain_integer(f)

@@ -29,6 +29,9 @@ def norm_clipping(bound: float | Array, *, base: Aggregator = MEAN) -> Aggregato
     Raises:
       ValueError: if S is not positive and finite.
       TypeError: if it is no number, or base no rule.
+
+    >>> norm_clipping(5.0)(jnp.array([[3.0, 4.0], [-30.0, 40.0]])).tolist()
+    [0.0, 4.0]
     """
     checks.positive("norm_clipping", bound=bound)
     checks.part("norm_clipping", Aggregator, base=base)

@@ -24,6 +24,9 @@ def median() -> Aggregator:
     """Coordinate-wise median; with an even number of rows the mean of the two middle values.
 
     Weights only say who is present.
+
+    >>> median()(jnp.array([[1.0, 10.0], [2.0, 30.0], [9.0, 20.0]])).tolist()
+    [2.0, 20.0]
     """
 
     def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
@@ -50,6 +53,9 @@ def trimmed_mean(f: int | Array) -> Aggregator:
     Raises:
       ValueError: if f < 0 or no whole number, or n <= 2f when called.
       TypeError: if f is no number.
+
+    >>> trimmed_mean(f=1)(jnp.array([[100.0], [1.0], [3.0], [0.0]])).tolist()
+    [2.0]
     """
     checks.count("trimmed_mean", f=f)
     if checks.is_known(f):

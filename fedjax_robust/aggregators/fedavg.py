@@ -35,6 +35,9 @@ def fedavg_eta(eta: float | Array, num_clients: int) -> Aggregator:
     Raises:
       ValueError: for numbers out of range; when called, for more rows or clients than num_clients.
       TypeError: if they are no numbers.
+
+    >>> fedavg_eta(eta=2.0, num_clients=4)(jnp.array([[1.0], [3.0]])).tolist()
+    [2.0]
     """
     checks.positive("fedavg_eta", eta=eta)
     checks.static_count("fedavg_eta", 1, num_clients=num_clients)

@@ -81,7 +81,14 @@ def fltrust(client: Client, root: Batch) -> Aggregator:
 def fltrust_server(client: Client, root: Batch) -> Aggregator:
     """FLTrust-Server: the server's update alone. No client has any trust.
 
-    Arguments and errors as in ``fltrust``.
+    Args:
+      client: how the server trains on the root data in each round; its state is the rule's state.
+      root: the server's examples, ``x`` (m, ...) and ``y`` (m,), m >= 1; see ``data.root_set``.
+
+    Raises:
+      ValueError: if the root is empty, its arrays differ in length, its labels are not integers >= 0,
+        one for each example, or it has a mask; when called, if the client cannot train on it.
+      TypeError: if client is no client, or the root no dict of numbers.
     """
 
     def combine(updates: Array, present: Array, g_0: Array) -> tuple[Array, Array]:
@@ -94,7 +101,14 @@ def fltrust_server(client: Client, root: Batch) -> Aggregator:
 def fltrust_with_server(client: Client, root: Batch) -> Aggregator:
     """FLTrust-withServer: the server's update joins the average, with trust 1.
 
-    Arguments and errors as in ``fltrust``.
+    Args:
+      client: how the server trains on the root data in each round; its state is the rule's state.
+      root: the server's examples, ``x`` (m, ...) and ``y`` (m,), m >= 1; see ``data.root_set``.
+
+    Raises:
+      ValueError: if the root is empty, its arrays differ in length, its labels are not integers >= 0,
+        one for each example, or it has a mask; when called, if the client cannot train on it.
+      TypeError: if client is no client, or the root no dict of numbers.
     """
 
     def combine(updates: Array, present: Array, g_0: Array) -> tuple[Array, Array]:
@@ -114,7 +128,14 @@ def fltrust_no_relu(client: Client, root: Batch) -> Aggregator:
     the paper normalises is not known. The sum may be close to 0, and the aggregate then long; if it is 0
     the model stays.
 
-    Arguments and errors as in ``fltrust``.
+    Args:
+      client: how the server trains on the root data in each round; its state is the rule's state.
+      root: the server's examples, ``x`` (m, ...) and ``y`` (m,), m >= 1; see ``data.root_set``.
+
+    Raises:
+      ValueError: if the root is empty, its arrays differ in length, its labels are not integers >= 0,
+        one for each example, or it has a mask; when called, if the client cannot train on it.
+      TypeError: if client is no client, or the root no dict of numbers.
     """
 
     def combine(updates: Array, present: Array, g_0: Array) -> tuple[Array, Array]:
@@ -128,7 +149,14 @@ def fltrust_no_relu(client: Client, root: Batch) -> Aggregator:
 def fltrust_no_norm(client: Client, root: Batch) -> Aggregator:
     """FLTrust-NoNorm: rows keep their lengths.
 
-    Arguments and errors as in ``fltrust``.
+    Args:
+      client: how the server trains on the root data in each round; its state is the rule's state.
+      root: the server's examples, ``x`` (m, ...) and ``y`` (m,), m >= 1; see ``data.root_set``.
+
+    Raises:
+      ValueError: if the root is empty, its arrays differ in length, its labels are not integers >= 0,
+        one for each example, or it has a mask; when called, if the client cannot train on it.
+      TypeError: if client is no client, or the root no dict of numbers.
     """
 
     def combine(updates: Array, present: Array, g_0: Array) -> tuple[Array, Array]:
@@ -143,7 +171,14 @@ def fltrust_no_norm(client: Client, root: Batch) -> Aggregator:
 def fltrust_par_norm(client: Client, root: Batch) -> Aggregator:
     """FLTrust-ParNorm: only rows longer than g_0 are rescaled, to its length.
 
-    Arguments and errors as in ``fltrust``.
+    Args:
+      client: how the server trains on the root data in each round; its state is the rule's state.
+      root: the server's examples, ``x`` (m, ...) and ``y`` (m,), m >= 1; see ``data.root_set``.
+
+    Raises:
+      ValueError: if the root is empty, its arrays differ in length, its labels are not integers >= 0,
+        one for each example, or it has a mask; when called, if the client cannot train on it.
+      TypeError: if client is no client, or the root no dict of numbers.
     """
 
     def combine(updates: Array, present: Array, g_0: Array) -> tuple[Array, Array]:
@@ -172,6 +207,11 @@ def trusted_mean(updates: Array, present: Array, g_0: Array) -> tuple[Array, Arr
     Raises:
       ValueError: for other shapes.
       TypeError: for arrays of another kind.
+
+    >>> updates = jnp.array([[3.0, 0.0], [0.0, 5.0], [-1.0, 0.0]])
+    >>> aggregate, trust = trusted_mean(updates, jnp.ones(3, bool), g_0=jnp.array([2.0, 0.0]))
+    >>> aggregate.tolist(), trust.tolist()
+    ([2.0, 0.0], [1.0, 0.0, 0.0])
     """
     updates, _ = checks.matrix("trusted_mean", updates)
     present = checks.shaped("trusted_mean", "present", present, updates.shape[:1], "bool", "(n,)")

@@ -96,7 +96,25 @@ def lfr(
 ) -> Aggregator:
     """Loss Function based Rejection: the impact is on the validation examples' mean loss.
 
-    Arguments, report and errors as in ``err``; but masks are the loss's to use.
+    Reports ``removed`` and ``selected`` (n,) bool, those that stay, or what the rule reports by that
+    name. If no more than f rows are present, all are removed and the model stays.
+
+    Args:
+      task: the learning problem.
+      validation: ``x`` (V, ...) and ``y`` (V,), the server's own examples; masks are the loss's to use.
+        Of words: ``x`` and ``y`` (V, T).
+      f: rows removed, 0 <= f < n; the paper's c. It may be a traced integer; then f < n cannot be
+        checked.
+      rest: the rule that aggregates the rows that stay, with the same state; default ``base``.
+      chunk: models made and tried at a time, which bounds memory; default all n where the rule has a
+        ``leave_one_out``, else 1.
+      ties: the order in which rows of equal impact are removed.
+      base: the wrapped rule. Its state advances once per round, by the last aggregation.
+
+    Raises:
+      ValueError: if f < 0 or chunk < 1, the labels are not integers, one for each example, among the
+        task's classes, or the task does not take the inputs; n <= f when called.
+      TypeError: for parts and arrays of another kind.
     """
     examples = _examples("lfr", task, validation)
     return _reject("lfr", base, [_loss(task, examples)], f, rest, chunk, ties)
@@ -115,7 +133,25 @@ def union(
 ) -> Aggregator:
     """Union (ERR + LFR): removes the f rows that ERR removes and the f that LFR removes, f to 2f in all.
 
-    Arguments, report and errors as in ``err``, but n > 2f.
+    Reports ``removed`` and ``selected`` (n,) bool, those that stay, or what the rule reports by that
+    name. If nobody is left, the model stays.
+
+    Args:
+      task: the learning problem.
+      validation: ``x`` (V, ...) and ``y`` (V,), the server's own examples, without masks. Of words:
+        ``x`` and ``y`` (V, T).
+      f: rows that each of the two removes, 0 <= f < n / 2; the paper's c. It may be a traced integer;
+        then f < n / 2 cannot be checked.
+      rest: the rule that aggregates the rows that stay, with the same state; default ``base``.
+      chunk: models made and tried at a time, which bounds memory; default all n where the rule has a
+        ``leave_one_out``, else 1.
+      ties: the order in which rows of equal impact are removed.
+      base: the wrapped rule. Its state advances once per round, by the last aggregation.
+
+    Raises:
+      ValueError: if f < 0 or chunk < 1, the labels are not integers, one for each example, among the
+        task's classes, the task does not take the inputs, or there is a mask; n <= 2f when called.
+      TypeError: for parts and arrays of another kind.
     """
     examples = _examples("union", task, validation)
     metrics = [_error_rate("union", task, examples), _loss(task, examples)]

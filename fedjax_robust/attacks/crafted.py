@@ -30,8 +30,14 @@ def no_attack() -> Attack:
 
 @same_for_equal_arguments
 def data_poisoning(client: Client) -> Attack:
-    """Malicious clients train with ``client``, e.g. ``local_sgd(..., poison=label_flip(10))``, and send
-    what comes out. TypeError if it is no client."""
+    """Malicious clients train in another way, and send what comes out.
+
+    Args:
+      client: how they train, e.g. ``local_sgd(..., poison=label_flip(10))``.
+
+    Raises:
+      TypeError: if it is no client.
+    """
     checks.part("data_poisoning", Client, client=client)
     return Attack(client=client)
 
@@ -42,7 +48,8 @@ def gaussian() -> Attack:
     from the normal distribution with mean and standard deviation (divisor n) of the before-attack
     updates of *all* clients. Needs ``Knowledge(others=True)``.
 
-    What would be beyond the largest float is the largest float: the server would drop the row."""
+    What would be beyond the largest float is the largest float: the server would drop the row.
+    """
 
     def craft(view: AttackerView, state: State) -> tuple[Array, State]:
         mean, std = moments(view.updates, view.visible)

@@ -125,10 +125,11 @@ def fang_krum_partial(
     (at least 1) takes the place of m - 2c - 1.
 
     Args:
-      epsilon: as in ``fang_krum_full``.
-      threshold: as in ``fang_krum_full``.
+      epsilon: radius of the ball around the first crafted model, in units of the model, >= 0.
+      threshold: lambda at which the search ends, >= 0 (at 0 it ends at the smallest float).
       simulated_f: number of crafted copies () -> f of the simulated Krum, a whole number >= 0.
-      direction: as in ``fang_krum_full``.
+      direction: before-attack change (d,) -> s (d,) of +-1; ``jnp.ones_like`` is the deviation goal
+        (appendix B).
 
     Raises:
       ValueError: for numbers out of range; when called, if ``direction`` returns another shape.

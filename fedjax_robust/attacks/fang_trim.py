@@ -71,7 +71,8 @@ def fang_trim_partial(low: float | Array = 3.0, high: float | Array = 4.0) -> At
     [mu_j + low sigma_j, mu_j + high sigma_j].
 
     Args:
-      low, high: 0 <= low <= high, in standard deviations.
+      low: >= 0, the least distance from the mean, in standard deviations.
+      high: >= low, the largest.
 
     Raises:
       ValueError: if they are out of range.
@@ -96,9 +97,14 @@ def fang_trim_partial(low: float | Array = 3.0, high: float | Array = 4.0) -> At
 def fang_trim_deviation(b: float | Array = 2.0, *, on_updates: bool = False) -> Attack:
     """Trimmed-mean attack for the deviation goal (appendix B): beyond the honest maximum or below the
     minimum, whichever moves the aggregate further from the one without attack, coordinate by
-    coordinate. Needs ``Knowledge(others=True, rule=True)``; arguments as in ``fang_trim_full``.
+    coordinate. Needs ``Knowledge(others=True, rule=True)``.
 
     The two sides are compared with all malicious values at the honest maximum or minimum.
+
+    Args:
+      b: > 1, how far beyond at most, as a factor; without influence on trimmed mean and median.
+      on_updates: take the maxima and minima of updates instead of models, as code that attacks
+        gradients does. The same for trimmed mean and median, not for the mean or FLTrust.
 
     Raises:
       ValueError: if b <= 1 or not finite; when called, if it is not given the rule.

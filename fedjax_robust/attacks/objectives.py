@@ -98,6 +98,10 @@ def cosine_distance(params: Array, received: Array) -> Array:
     Half the squared distance of the unit vectors, which is the same and keeps its digits where X is
     close to G: 1 - cos would be a difference of two numbers near 1.
 
+    Args:
+      params: X (d,), the model in training.
+      received: G (d,), the model that the server sent out.
+
     Raises:
       ValueError: if X and G are not of one shape (d,).
     """

@@ -58,7 +58,8 @@ def pruning_aware(layer: ConvolutionLayer, keep: Array) -> Objective:
       keep: (C,) bool, the neurons that the server will keep; the others have no gradient.
 
     Raises:
-      ValueError, TypeError: as ``with_neurons``.
+      ValueError: for a mask of another shape; on use, for parameters of another shape.
+      TypeError: if ``layer`` is no layer, or the mask not bool.
     """
     check_layer("pruning_aware", layer)
     keep = checked_mask("pruning_aware", layer, keep)
@@ -100,11 +101,11 @@ def reversed_ranks(ranks: Array, malicious: Array) -> Array:
     """Section VI-C, malicious clients report the dormant neurons as the most active ones.
 
     Args:
-      ranks: (N, C), see ``ranks``.
+      ranks: (N, C), each row 1, ..., C in some order; see ``repairs.ranks``.
       malicious: (N,) bool.
 
     Raises:
-      ValueError: for other shapes, or ranks as in ``ranking_vote``.
+      ValueError: for other shapes, or if a known row is not 1, ..., C in some order.
       TypeError: if ``malicious`` is not bool.
     """
     ranks = checked_ranks("reversed_ranks", ranks)

@@ -73,8 +73,8 @@ def run(
       mesh: devices to share the work, such as ``jax.make_mesh((8,), ("clients",))``: clients are split
         over them for training, parameters for attacks and rules (see ``engine.sharding``). Results equal
         those of one device up to the order of float32 sums. With several processes (``jax.distributed``)
-        all call ``run`` with equal arguments; the first one shows progress and writes the checkpoint, which
-        all must be able to read, and which other numbers of devices can resume, too. Clients' own
+        all call ``run`` with equal arguments; the first one shows progress and writes the checkpoint,
+        which all must be able to read, and which other numbers of devices can resume, too. Clients' own
         states in the result then stay split over the processes. They are split if the number of
         devices divides N, else every device holds all of them.
 

@@ -54,7 +54,8 @@ def pairwise_squared_distances(x: Array, present: Array) -> Array:
     Squares leave the range of floats where distances do not: rules compare distances instead.
 
     Args:
-      x, present: as in ``pairwise_distances``.
+      x: (n, d), finite in present rows. float16 and bfloat16 are computed in float32.
+      present: (n,) bool.
 
     Returns:
       (n, n), >= 0 and symmetric; +inf where a row is absent or the square overflows.

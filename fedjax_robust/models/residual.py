@@ -92,7 +92,7 @@ class ResNet18(nn.Module):
     Attributes:
         num_classes: L.
         width: channels of the first stage; the papers' is 32.
-        norm: as in ``ResNet20``, called 20 times.
+        norm: () -> a normalisation layer, called 20 times; see ``ResNet20``.
     """
 
     num_classes: int

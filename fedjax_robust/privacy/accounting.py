@@ -82,7 +82,13 @@ def privacy_spent_poisson(
       rounds: >= 1.
       delta: in (0, 1), usually below 1 / N.
 
-    Returns, Raises: as ``privacy_spent``.
+    Returns:
+      epsilon > 0; infinity if the orders that the accountant tries prove nothing.
+
+    Raises:
+      ValueError: if an argument is out of range.
+      TypeError: if one is no number.
+      ImportError: without dp-accounting: ``pip install "fedjax_robust[dp]"``.
     """
     what = "privacy_spent_poisson"
     _check(what, bound, noise, expected_clients, num_clients, rounds, delta, "expected_clients")

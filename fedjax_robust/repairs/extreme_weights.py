@@ -102,8 +102,8 @@ def adjust_extreme_weights(
       deltas: values to try, descending; one value is used as it is.
       drop: the fall between two values that is too much, > 0; inf: any fall will do.
       floor: the lowest accuracy that will do; -inf: any.
-      keep: (C,) bool, neurons that are not pruned; see ``without_extreme_weights``.
-      chunk: models evaluated in one vmapped batch; see ``prune``.
+      keep: (C,) bool, neurons that are not pruned, whose weights make mu and sigma; default all.
+      chunk: models evaluated in one vmapped batch, which needs that many times the memory.
 
     Returns:
       The parameters (d,), and a report: ``deltas`` and ``accuracies`` (K,), the ``delta`` () taken (inf:
@@ -111,8 +111,8 @@ def adjust_extreme_weights(
 
     Raises:
       ValueError: if the deltas are not finite, positive and descending, ``drop`` is not positive,
-        ``floor`` is not a number, ``chunk`` is below 1, a shape is another one, or as ``prune`` for an
-        accuracy of NaN and ``without_extreme_weights`` for a weight that is not finite.
+        ``floor`` is not a number, ``chunk`` is below 1, a shape is another one, the accuracy of the
+        model as it is is NaN, or a known weight is not finite.
       TypeError: if an argument is of another type.
     """
     what = "adjust_extreme_weights"

@@ -185,7 +185,15 @@ def client_activations(
 
 
 def with_neurons(layer: ConvolutionLayer, params: Array, keep: Array) -> Array:
-    """Only some neurons: kernel and bias of all others are zero. (d,), keep (C,) bool -> (d,).
+    """Only some neurons: kernel and bias of all others are zero.
+
+    Args:
+      layer: the layer.
+      params: (d,).
+      keep: (C,) bool, the neurons that stay.
+
+    Returns:
+      (d,).
 
     Raises:
       ValueError: for parameters or a mask of another shape.
@@ -199,8 +207,13 @@ def with_neurons(layer: ConvolutionLayer, params: Array, keep: Array) -> Array:
 def masked(layer: ConvolutionLayer, keep: Array) -> Repair:
     """For ``Simulation(after_round=...)``: pruned neurons stay pruned while the model is fine-tuned.
 
+    Args:
+      layer: the layer.
+      keep: (C,) bool, the neurons that are not pruned.
+
     Raises:
-      ValueError, TypeError: as ``with_neurons``.
+      ValueError: for a mask of another shape; on use, for parameters of another shape.
+      TypeError: if ``layer`` is no layer, or the mask not bool.
     """
     check_layer("masked", layer)
     keep = checked_mask("masked", layer, keep)

@@ -21,6 +21,11 @@ from fedjax_robust.types import Array, Batch, FederatedData, Score, Task
 def accuracy(task: Task, examples: Batch, *, chunk: int = 1000) -> Score:
     """The server's own validation data: share of ``x`` (E, ...) classified as ``y`` (E,).
 
+    Args:
+      task: the learning problem.
+      examples: ``x`` and ``y``, E >= 1.
+      chunk: examples evaluated at a time, which bounds memory.
+
     Raises:
       ValueError: for examples of other shapes, labels that the task does not have, or chunk < 1.
       TypeError: if an argument is of another type.

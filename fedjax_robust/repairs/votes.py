@@ -17,6 +17,9 @@ from fedjax_robust.types import Array
 def ranks(activations: Array) -> Array:
     """Each client's ranking of the neurons, 1 for the least active: (N, C) -> (N, C) int32.
 
+    Args:
+      activations: (N, C), see ``client_activations``.
+
     Raises:
       ValueError: for another shape, or if a known activation is not finite.
       TypeError: if they are no numbers.
@@ -57,7 +60,7 @@ def votes(activations: Array, rate: float) -> Array:
       (N, C) int32.
 
     Raises:
-      ValueError: if the rate is out of range, or as in ``ranks``.
+      ValueError: if the rate is out of range, for another shape, or if a known activation is not finite.
       TypeError: if they are no numbers.
     """
     activations = _reports("votes", "activations", activations)

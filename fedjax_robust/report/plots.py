@@ -86,7 +86,8 @@ def plot_sweep(
       band: "range" or "std".
 
     Raises:
-      ValueError: as ``plot_curves``; if x does not ascend, or is not positive with ``log_x``.
+      ValueError: if there is nothing to draw, a shape does not fit, ``band`` is neither, x does not
+        ascend, or is not positive with ``log_x``.
     """
     values = np.asarray(x, float)
     if values.ndim != 1 or np.any(np.diff(values) <= 0):

@@ -65,7 +65,15 @@ def differences(
 ) -> dict[Cell, float]:
     """Our mean minus the paper's number, for each cell that both have, in the paper's order.
 
-    Arguments and errors as in ``comparison_table``.
+    Args:
+      rows: one row per run; a cell's runs differ in their seed.
+      paper: {(line, column): number}, in the paper's order.
+      line: the rows' key that names the table's lines.
+      columns: the rows' key that names the table's columns.
+      value: the rows' key of the metric, a fraction in [0, 1].
+
+    Raises:
+      ValueError: see ``summarize``.
     """
     return _differences(summarize(rows, line, columns, value), paper)
 

@@ -121,7 +121,7 @@ def semantic_backdoor(
     Nobody but the attacker has training examples with the feature (section V-A of Bagdasaryan et al.);
     to leave some with the honest clients, do not name them. Any rare examples make a backdoor, such as
     the edge cases of Wang et al., "Attack of the Tails: Yes, You Really Can Backdoor Federated Learning",
-    NeurIPS 2020.
+    NeurIPS 2020 (https://arxiv.org/abs/2007.05084).
 
     Args:
       examples: the pool, E examples with labels ``y``.

@@ -155,7 +155,8 @@ def fltrust_adaptive(
     rows that start further away keep trust 0, and count for nothing.
 
     Args:
-      client, root: as in ``aggregators.fltrust``.
+      client: how the server trains on the root data, that of ``aggregators.fltrust``.
+      root: the server's examples, ``x`` (m, ...) and ``y`` (m,), m >= 1.
       sweeps: V >= 1.
       queries: Q >= 1.
       variance: sigma^2 > 0 of a coordinate of u. Ports of the original differ: some take 0.5 as sigma.
@@ -165,8 +166,9 @@ def fltrust_adaptive(
         knowledge, ``fang_trim_full()``, which here takes s by FLTrust, too.
 
     Raises:
-      ValueError: for numbers out of range, bad root data (see ``aggregators.fltrust``), or a start with a
-        client of its own; when called, for models of fewer than 5 parameters, or a start with a state.
+      ValueError: for numbers out of range, root data that are empty, of different lengths, not labelled
+        by integers >= 0 or masked, or a start with a client of its own; when called, for models of
+        fewer than 5 parameters, or a start with a state.
       TypeError: for parts and numbers of another kind.
     """
     what = "fltrust_adaptive"

@@ -88,7 +88,7 @@ def reversed_gradient(
     *,
     inversions: int = 1,
 ) -> tuple[Array, Array]:
-    """The same by the original's algorithm, which remembers no iterate but w_T; memory is O(d).
+    """``unrolled_gradient`` by the original's algorithm, which remembers no iterate but w_T: O(d) memory.
 
     Going back, the iterate before w solves v = w + eta grad L(v). The original takes
     v = w + eta grad L(w) for it, with the gradient at the *later* iterate, and then evaluates (*) at v.
@@ -118,12 +118,12 @@ def reversed_gradient(
     1.5 s with 6,000 examples on two CPU cores.
 
     Args:
-      training_loss: as in ``unrolled_gradient``, like the arguments that follow.
-      objective: as there.
-      start: as there.
-      x: as there.
-      learning_rate: as there.
-      steps: as there.
+      training_loss: w (d,), x (k, ...) -> scalar, twice differentiable where it is evaluated.
+      objective: w (d,) -> scalar.
+      start: (d,) w_0.
+      x: (k, ...) the points.
+      learning_rate: eta > 0.
+      steps: T >= 1 full-batch gradient steps.
       inversions: fixed-point steps per training step, >= 1; pass another number on to
         ``back_gradient_points`` with ``functools.partial(reversed_gradient, inversions=10)``.
 

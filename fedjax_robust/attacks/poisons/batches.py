@@ -81,7 +81,7 @@ def replace_by_triggered(trigger: Trigger, target: int | Array, c: int, skip: in
       trigger: x (b, ...) -> x of the same shape.
       target: the label that the attacker wants, >= 0.
       c: how many, >= 1: the first that are present; all, if there are fewer.
-      skip: leave so many examples before them as they are, as in ``replace_by``.
+      skip: leave so many examples before them as they are, for several backdoors in one batch.
 
     Raises:
       ValueError: for numbers out of range; on use, for batches that are not labelled, or a trigger that
@@ -97,21 +97,23 @@ def distributed(triggers: Sequence[Trigger], target: int | Array, c: int, skip: 
     """The distributed backdoor attack: client i puts trigger i, one part of a global trigger, on c
     examples of each batch.
 
-    Xie, Huang, Chen, Li, "DBA: Distributed Backdoor Attacks against Federated Learning", ICLR 2020. The
-    global trigger, all parts together, is only used in the evaluation. Clients beyond the last trigger
-    begin with the first one again.
+    Xie, Huang, Chen, Li, "DBA: Distributed Backdoor Attacks against Federated Learning", ICLR 2020
+    (https://openreview.net/forum?id=rkgyS0VFvr). The global trigger, all parts together, is only used in
+    the evaluation. Clients beyond the last trigger begin with the first one again.
 
     Args:
       triggers: x (b, ...) -> x of the same shape, at least one; ``pixel_trigger`` of each of
         ``DBA_MNIST_PIXELS`` or ``DBA_CIFAR_PIXELS``.
-      target: as in ``replace_by_triggered``.
-      c: as there; DBA's is 20 of 64 for MNIST, 5 of 64 for CIFAR-10.
-      skip: as there.
+      target: the label that the attacker wants, >= 0.
+      c: how many, >= 1: the first that are present; all, if there are fewer. DBA's is 20 of 64 for
+        MNIST, 5 of 64 for CIFAR-10.
+      skip: leave so many examples before them as they are, for several backdoors in one batch.
 
     Raises:
-      ValueError: as there, and for no trigger; on use, if there are several and the batch does not say
-        whose it is, ``client``.
-      TypeError: as there.
+      ValueError: for no trigger, or numbers out of range; on use, for batches that are not labelled, a
+        trigger that changes the shape, or if there are several and the batch does not say whose it is,
+        ``client``.
+      TypeError: if an argument is of another type; on use, for a trigger that changes the type.
     """
     if not isinstance(triggers, list | tuple):
         raise TypeError(
@@ -153,10 +155,10 @@ def add_triggered_victims(trigger: Trigger, victim: int | Array, target: int | A
     """Each batch holds the victim label's examples twice: as they are, and with a trigger and the label
     ``target``.
 
-    Wu, Yang, Zhu, Mitra, "Mitigating Backdoor Attacks in Federated Learning", arXiv 2011.01767, 2020,
-    section III-C: the attacker trains "with both original images and the backdoored version of those
-    images at the same time", so that the trigger alone makes the difference. The batch becomes twice as
-    long, with a mask of 0 on the copies of other labels.
+    Wu, Yang, Zhu, Mitra, "Mitigating Backdoor Attacks in Federated Learning", 2020
+    (https://arxiv.org/abs/2011.01767), section III-C: the attacker trains "with both original images and
+    the backdoored version of those images at the same time", so that the trigger alone makes the
+    difference. The batch becomes twice as long, with a mask of 0 on the copies of other labels.
 
     Args:
       trigger: x (b, ...) -> x of the same shape.
@@ -164,8 +166,9 @@ def add_triggered_victims(trigger: Trigger, victim: int | Array, target: int | A
       target: label F that the attacker wants, >= 0, another one.
 
     Raises:
-      ValueError: for labels out of range; on use, as ``replace_by_triggered``.
-      TypeError: as there.
+      ValueError: for labels out of range; on use, for batches that are not labelled, or a trigger that
+        changes the shape.
+      TypeError: if an argument is of another type; on use, for a trigger that changes the type.
     """
     what = "add_triggered_victims"
     checks.function(what, trigger=trigger)
@@ -196,6 +199,9 @@ def add_triggered_victims(trigger: Trigger, victim: int | Array, target: int | A
 def in_turn(*poisons: Poison) -> Poison:
     """Several poisons, one after the other, each with a key of its own; also random changes of images
     (``data.images``) before a poison.
+
+    Args:
+      *poisons: functions (key, batch) -> batch, the first one first.
 
     Raises:
       TypeError: if one is no function; on use, if it does not return a batch.

@@ -25,8 +25,9 @@ def other_label(num_classes: int) -> Poison:
       num_classes: L >= 2, all classes of the task.
 
     Raises:
-      ValueError: if L < 2; on use, for labels that are not 0, ..., L - 1, as ``label_flip``, or of a
-        type that cannot hold L - 1.
+      ValueError: if L < 2; on use, for labels that are not 0, ..., L - 1, or of a type that cannot hold
+        L - 1. Where labels are traced, as in a run, one beyond them becomes a label that no task has, so
+        that the client's loss is NaN.
       TypeError: if L is no number.
     """
     checks.static_count("other_label", 2, num_classes=num_classes)
