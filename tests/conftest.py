@@ -13,9 +13,27 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import gc
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import pytest
+
+REAL = Path(os.environ.get("FEDJAX_ROBUST_DATA", "/nonexistent"))
+"""The folder of prepared real data sets."""
+
+
+def needs(what: str, file: str) -> pytest.MarkDecorator:
+    """Skips a test where no path in ``REAL`` matches ``file``; ``from conftest import needs_mnist``."""
+    return pytest.mark.skipif(
+        not any(REAL.glob(file)),
+        reason=f"{what} is not there; set FEDJAX_ROBUST_DATA to the folder that holds {file}",
+    )
+
+
+needs_mnist = needs("MNIST", "tfds/mnist/*")
+needs_har = needs("HAR", "uci_har.npz")
+needs_roles = needs("Shakespeare by role", "shakespeare_roles.npz")
+needs_tiny = needs("tiny_shakespeare", "tfds/tiny_shakespeare")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -5,8 +5,10 @@ The arithmetic is in the comments. Section and equation numbers are those of Fan
 
 from __future__ import annotations
 
+import ast
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,23 @@ import reference as ref
 def column(*values: float) -> np.ndarray:
     """Clients with a single parameter."""
     return np.array(values, dtype=np.float64)[:, None]
+
+
+def test_the_reference_stands_alone() -> None:
+    """Neither JAX nor the package is imported; every public definition is exported, once."""
+    allowed = {"__future__", "math", "fractions", "collections", "typing", "numpy", "reference"}
+    defined: list[str] = []
+    for file in Path(ref.__file__).parent.glob("*.py"):
+        tree = ast.parse(file.read_text("utf-8"))
+        for node in ast.walk(tree):
+            names = [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert {name.split(".")[0] for name in names} <= allowed, file.name
+        found = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+        if file.name != "rows.py":
+            defined += [node.name for node in found if not node.name.startswith("_")]
+    rows = {"present", "nasty_matrices", "Array", "Aggregate", "Trigger"}
+    assert sorted(defined) == sorted(set(ref.__all__) - rows)
 
 
 # --- Aggregation rules ---------------------------------------------------------------------------

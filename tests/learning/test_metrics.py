@@ -1,4 +1,4 @@
-"""Metrics against ``reference.py`` and by hand."""
+"""Metrics against ``reference`` and by hand."""
 
 from __future__ import annotations
 

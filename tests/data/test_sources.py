@@ -8,11 +8,11 @@ import subprocess
 import sys
 import textwrap
 import zipfile
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from conftest import REAL, needs_tiny
 
 from fedjax_robust import npz
 from fedjax_robust.attacks.backdoors import (
@@ -24,11 +24,6 @@ from fedjax_robust.data import by_user, load_text, sources
 from fedjax_robust.data.sources.load import load
 from fedjax_robust.data.sources.tfds import cifar10_rows, prepare
 
-REAL = Path(os.environ.get("FEDJAX_ROBUST_DATA", "/nonexistent"))
-needs_tiny = pytest.mark.skipif(
-    not (REAL / "tfds" / "tiny_shakespeare").is_dir(),
-    reason="tiny_shakespeare is not prepared in FEDJAX_ROBUST_DATA/tfds",
-)
 CIFAR_LABELS = ["airplane", "automobile", "bird", "cat", "deer"]
 CIFAR_LABELS += ["dog", "frog", "horse", "ship", "truck"]
 

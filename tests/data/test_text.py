@@ -1,11 +1,10 @@
 """Words, vocabularies, sequences, and the loaders of text, on small files and on the real ones."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import needs_roles, needs_tiny
 
 from fedjax_robust.data import (
     by_user,
@@ -20,16 +19,6 @@ from fedjax_robust.data import (
 )
 from fedjax_robust.data.text.corpora import by_speaker
 from fedjax_robust.data.text.words import SPECIAL, sequences, vocabulary
-
-REAL = Path(os.environ.get("FEDJAX_ROBUST_DATA", "/nonexistent"))
-needs_roles = pytest.mark.skipif(
-    not (REAL / "shakespeare_roles.npz").is_file(),
-    reason="shakespeare_roles.npz is not there; set FEDJAX_ROBUST_DATA to the folder that holds it",
-)
-needs_tiny = pytest.mark.skipif(
-    not (REAL / "tfds" / "tiny_shakespeare").is_dir(),
-    reason="tiny_shakespeare is not prepared in FEDJAX_ROBUST_DATA/tfds",
-)
 
 # --- Words -------------------------------------------------------------------------------------------
 

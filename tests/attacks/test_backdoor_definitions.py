@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference_backdoors as ref
+import reference as ref
 
 import fedjax_robust as fr
 from fedjax_robust import attacks, models

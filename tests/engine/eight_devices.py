@@ -329,7 +329,7 @@ def test_two_processes_with_a_checkpoint_equal_one_device(tmp_path):
         "PATH": "/usr/bin:/bin",
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": flags,
-        "PYTHONPATH": f"{here.parent}:{here}",
+        "PYTHONPATH": f"{here.parents[1]}:{here}",
         "HOME": str(tmp_path),
     }
     processes = [

@@ -1,4 +1,4 @@
-"""Every rule against its definition in ``reference.py``, and what all rules promise.
+"""Every rule against its definition in ``reference``, and what all rules promise.
 
 A new rule needs one line in ``RULES``. ``excluded`` names the nasty matrices on which float32, or any
 order of summation, cannot reproduce the reference's choice of rows; what remains true there is tested

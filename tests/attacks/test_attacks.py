@@ -1,4 +1,4 @@
-"""Every attack against its definition in ``reference.py``, and what all attacks promise.
+"""Every attack against its definition in ``reference``, and what all attacks promise.
 
 A new attack needs one line in ``ATTACKS``: how it is made, and a check of what it sends. The checks see
 the attacker's view alone, with the rows it cannot see zeroed, as the engine does it.

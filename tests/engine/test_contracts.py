@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_simulate import SQUARES, play, showing, simulation, telling, telling_data
+from telling import SQUARES, play, showing, simulation, telling, telling_data
 
 import fedjax_robust as fr
 from fedjax_robust import aggregators, attacks, engine, privacy

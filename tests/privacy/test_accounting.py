@@ -1,109 +1,13 @@
-"""Norm clipping at any scale, and what the noise of differential privacy is worth."""
+"""What the noise of differential privacy is worth."""
 
 import functools
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference as ref
 
-import fedjax_robust as fr
 from fedjax_robust import privacy
-from fedjax_robust.aggregators import mean, median, norm_clipping
-from fedjax_robust.privacy import participant_dp, privacy_spent, privacy_spent_poisson
-
-
-@pytest.mark.parametrize("bound", [1e-28, 1e-20, 1e-3, 1.0, 1e20, 1e30])
-def test_norms_neither_overflow_nor_underflow(bound):
-    """Rows from 1e-30 to 1e37 in one matrix, against float64."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(40, 6)) * 10.0 ** rng.integers(-29, 37, (40, 1))
-    x = x.astype(np.float32)
-    received = fr.Received(
-        jnp.asarray(x), jnp.ones(40), jnp.arange(40), jnp.zeros(6), jax.random.key(0)
-    )
-    each = fr.Aggregator(lambda n, p: (), lambda r, s: (r.updates[0], s, {"rows": r.updates}))
-    _, _, info = norm_clipping(bound, base=each).aggregate(received, ())
-    lengths = np.linalg.norm(x.astype(np.float64), axis=1)
-    np.testing.assert_array_equal(info["clipped"], lengths > bound)
-    factors = np.minimum(1, bound / lengths)
-    np.testing.assert_allclose(info["rows"], factors[:, None] * x.astype(np.float64), rtol=1e-5)
-    slope = jax.grad(lambda x: jnp.sum(norm_clipping(bound)(x)))(jnp.asarray(x))
-    assert np.all(np.isfinite(slope))
-
-
-def test_clipping_takes_integers_and_traced_bounds_and_any_base():
-    x = np.array([[3, 4], [0, 1], [1, 0], [30, 40]])
-    for bound in (1.0, 5.0, 20.0):
-        expected = ref.norm_clipping(x, bound)
-        np.testing.assert_allclose(norm_clipping(bound)(x), expected, rtol=1e-6)
-    many = jax.vmap(lambda bound: norm_clipping(bound)(jnp.asarray(x)))(jnp.array([1.0, 5.0, 20.0]))
-    np.testing.assert_allclose(many, [ref.norm_clipping(x, b) for b in (1, 5, 20)], rtol=1e-6)
-    result = norm_clipping(1.0, base=median())(x)
-    np.testing.assert_allclose(result, [0.6, 0.8], rtol=1e-6)  # of .6 0 1 .6 and .8 1 0 .8
-    assert norm_clipping(1.0) is norm_clipping(1.0)
-    with pytest.raises(TypeError, match=r"norm_clipping needs base to be an Aggregator.*call it"):
-        norm_clipping(1.0, base=mean)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 0, -1, np.array(-1.0), jnp.array(np.nan)])
-def test_bad_numbers(bad):
-    with pytest.raises(ValueError, match="norm_clipping needs bound > 0"):
-        norm_clipping(bad)
-    with pytest.raises(ValueError, match="participant_dp needs bound > 0"):
-        participant_dp(bad, 0.1)
-    with pytest.raises(ValueError, match="participant_dp needs clients_per_round > 0"):
-        participant_dp(1.0, 0.1, clients_per_round=bad)
-    if bad != 0:
-        with pytest.raises(ValueError, match="participant_dp needs noise >= 0"):
-            participant_dp(1.0, bad)
-
-
-def test_weights_only_say_who_is_present():
-    x = np.array([[1.0, 0], [0, 2], [7, 7], [0, -1]], np.float32)
-    weights = np.array([5, 0.1, 0, 1], np.float32)
-    np.testing.assert_allclose(
-        participant_dp(1.0, 0.0)(x, weights), [1 / 3, 0], rtol=1e-6, atol=1e-7
-    )
-    np.testing.assert_allclose(
-        participant_dp(1.0, 0.0, clients_per_round=5)(x, weights), [1 / 5, 0], rtol=1e-6, atol=1e-7
-    )
-
-
-@pytest.mark.parametrize("m", [None, 10])
-def test_how_far_one_client_moves_the_result(m):
-    """Replaced: 2 S / m. Left out: S / m if the sum is divided by m, and up to 2 S / m if not."""
-    bound, n, d = 0.7, 10, 4
-    away = np.zeros((n, d), np.float32)
-    away[:, 0] = 5
-    rule = participant_dp(bound, 0.0, clients_per_round=m)
-    other = away.copy()
-    other[3] *= -1
-    everyone = np.asarray(rule(away))
-    replaced = np.linalg.norm(rule(other) - everyone)
-    assert replaced == pytest.approx(2 * bound / n, rel=1e-5)
-    left_out = np.linalg.norm(rule(np.delete(other, 3, axis=0)) - rule(other))
-    # The mean of 9 is S, that of 9 and one against them .8 S.
-    assert left_out == pytest.approx(bound / n if m else 2 * bound / n, rel=1e-5)
-
-
-def test_noise_of_a_fixed_divisor_is_there_without_clients():
-    """Whether anybody took part is a secret, too."""
-    nobody = np.zeros(3, np.float32)
-    x = np.ones((3, 40_000), np.float32)
-    assert np.all(participant_dp(1.0, 0.3)(x, nobody) == 0)
-    noise = np.asarray(participant_dp(1.0, 0.3, clients_per_round=7)(x, nobody))
-    assert np.std(noise) == pytest.approx(0.3, rel=0.03)
-    present = np.asarray(participant_dp(1.0, 0.3, clients_per_round=7)(x))
-    np.testing.assert_allclose(present - noise, 3 / 7 / np.sqrt(40_000), atol=1e-6)
-    deleted = np.asarray(participant_dp(1.0, 0.3, clients_per_round=7)(x[:2]))
-    absent = participant_dp(1.0, 0.3, clients_per_round=7)(x, np.array([1, 1, 0]))
-    np.testing.assert_allclose(absent, deleted, rtol=1e-6)
-
-
-# --- Accounting ------------------------------------------------------------------------------------
+from fedjax_robust.privacy import privacy_spent, privacy_spent_poisson
 
 
 def rdp_to_epsilon(rdp, delta):
