@@ -4,15 +4,17 @@
 #   make demo ARGS="--seeds 10"          passes options to the experiment
 #   make test PYTEST_ARGS="-k krum"      passes options to pytest
 #   make test PYTHON=/path/to/python3.12 chooses the interpreter of a new environment
+#   make test VENV=.venv-lowest LOCK=requirements-lowest.lock   tries the lowest promised versions
 
 VENV ?= .venv
+LOCK ?= requirements.lock
 PYTHON ?= python3.13 python3.12 python3.11 python3 python
 PYTEST_ARGS ?= -n 2 --dist loadfile --max-worker-restart 0
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo report publish test lint format clean
+.PHONY: help demo report publish docs test lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -25,6 +27,9 @@ report: $(READY)  ## gather all results in results/REPORT.md, and fill the table
 
 publish: $(READY)  ## copy FROM=results/PAPER/TABLE, whose rows name a commit, to the paper's folder
 	$(RUN) experiments/publish.py $(FROM)
+
+docs: $(READY)  ## build pages of the API from the docstrings, in build/docs
+	$(RUN) -m pdoc --docformat google --output-directory build/docs fedjax_robust
 
 test: $(READY)  ## run the tests
 	$(RUN) -m pytest -q $(PYTEST_ARGS)
@@ -39,11 +44,11 @@ format: $(READY)  ## fix what ruff can fix, and format
 	$(RUN) -m ruff format .
 
 clean:  ## remove .venv, caches and build output; results stay
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-lowest build dist .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment that is there already, whatever made it, is kept if its Python is new enough.
-$(READY): requirements.lock pyproject.toml
+$(READY): $(LOCK) pyproject.toml
 	@new_enough='import sys; sys.exit(sys.version_info < (3, 11))'; \
 	$(RUN) -c "$$new_enough" 2>/dev/null && exit; \
 	for python in $(PYTHON); do \
@@ -56,6 +61,6 @@ $(READY): requirements.lock pyproject.toml
 	echo "Install one, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
 	exit 1
 	@$(RUN) -m pip --version >/dev/null 2>&1 || $(RUN) -m ensurepip
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r $(LOCK)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
