@@ -24,11 +24,11 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from fedjax_robust.attacks.backdoor import Trigger
 from flax import linen as nn
 
 import fedjax_robust as fr
 from fedjax_robust import aggregators, attacks, metrics, models, study
-from fedjax_robust.attacks.backdoor import Trigger
 from fedjax_robust.data import Dataset, load, partition
 
 Batch = dict[str, Any]
@@ -96,9 +96,9 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "SoftmaxRegression": models.SoftmaxRegression,
 }
 TRIGGERS: dict[str, Trigger] = {
-    "FLTRUST_MNIST_PIXELS": attacks.pixel_trigger(attacks.FLTRUST_MNIST_PIXELS),
-    "FLTRUST_CIFAR_PIXELS": attacks.pixel_trigger(attacks.FLTRUST_CIFAR_PIXELS),
-    "every 20th feature": attacks.feature_trigger(20),
+    "FLTRUST_MNIST_PIXELS": attacks.backdoors.pixel_trigger(attacks.backdoors.FLTRUST_MNIST_PIXELS),
+    "FLTRUST_CIFAR_PIXELS": attacks.backdoors.pixel_trigger(attacks.backdoors.FLTRUST_CIFAR_PIXELS),
+    "every 20th feature": attacks.backdoors.feature_trigger(20),
 }
 CNN = Setting("mnist", "FLTrustCNN", 0.5, 100, 2000, 32, 0.0096, "FLTRUST_MNIST_PIXELS")
 LR = CNN._replace(model="SoftmaxRegression", rounds=500, learning_rate=0.1)
@@ -197,10 +197,12 @@ class Inputs:
         data = data._replace(examples=pool, index=rest["row"][data.index])
         trigger = TRIGGERS[run["trigger"]]
         if run["attack"] == "Scaling":
-            data = attacks.add_backdoored_copies(data, run["malicious"], trigger, run["target"])
+            data = attacks.backdoors.add_backdoored_copies(
+                data, run["malicious"], trigger, run["target"]
+            )
         test = on_device(dataset.test)
         root = {name: values[root["row"]] for name, values in pool.items()}
-        return root, rounded_up(data), test, attacks.triggered(test, trigger)
+        return root, rounded_up(data), test, attacks.backdoors.triggered(test, trigger)
 
 
 def on_device(examples: Batch) -> Batch:
@@ -266,7 +268,9 @@ def simulation(cell: study.Settings, inputs: Inputs, root: Batch) -> fr.Simulati
         "FLTrust-NoNorm": lambda: aggregators.fltrust_no_norm(server, root),
         "FLTrust-ParNorm": lambda: aggregators.fltrust_par_norm(server, root),
     }
-    flipping = fr.local_sgd(task, step, batch, poison=attacks.label_flip(inputs.num_classes))
+    flipping = fr.local_sgd(
+        task, step, batch, poison=attacks.poisons.label_flip(inputs.num_classes)
+    )
     trim = attacks.fang_trim_full(before=aggregators.mean(), on_updates=True)
     attack = {
         "NoAttack": attacks.no_attack(),

@@ -109,7 +109,11 @@ def test_what_the_sweeps_write(plays, tmp_path, monkeypatch, figure):
     numbers |= {"norm": 3.0, "lowest_backdoor_accuracy": 0.5}
     seen = []
     of = words.FIGURES[figure]
-    run = lambda inputs, run: seen.append(run) or dict(numbers)
+
+    def run(inputs, run):
+        seen.append(run)
+        return dict(numbers)
+
     monkeypatch.setitem(words.FIGURES, figure, of._replace(run=run))
     args = Args(figure=figure, shares=(0.125,), data_dir=plays, out=tmp_path, smoke=True)
     words.main(args)
