@@ -26,22 +26,23 @@ class Conv(nn.Module):
     Flax's. ``tasks.classification`` makes Flax's own layer as fast, but for adding the bias.
 
     Attributes:
-        features: output channels, >= 1.
-        kernel_size: (h, w), each >= 1.
-        strides: steps down and to the right, or one number for both, >= 1.
-        padding: "SAME" (H' = ceil(H / stride), an odd pixel of padding at the end), "VALID" (none), the
-            pixels on each side, or ((top, bottom), (left, right)), >= 0. With an even H and a stride
-            of 2, a 3x3 kernel starts at pixel -1 with padding=1, as MXNet and PyTorch have it, and at
-            pixel 0 with "SAME".
-        kernel_dilation: distance of the pixels under the kernel, as ``strides``; 1 = neighbours.
-        use_bias: whether to add a bias.
-        kernel_init: initializer of the kernel.
-        bias_init: initializer of the bias.
+      features: output channels, >= 1.
+      kernel_size: (h, w), each >= 1.
+      strides: steps down and to the right, or one number for both, >= 1.
+      padding: "SAME" (H' = ceil(H / stride), an odd pixel of padding at the end), "VALID" (none), the
+        pixels on each side, or ((top, bottom), (left, right)), >= 0. With an even H and a stride
+        of 2, a 3x3 kernel starts at pixel -1 with padding=1, as MXNet and PyTorch have it, and at
+        pixel 0 with "SAME".
+      kernel_dilation: distance of the pixels under the kernel, down and to the right, or one number for
+        both, >= 1; 1 = neighbours.
+      use_bias: whether to add a bias.
+      kernel_init: initializer of the kernel.
+      bias_init: initializer of the bias.
 
     Raises:
-        ValueError: an attribute is out of range, the input is not (b, H, W, C), or it is
-            smaller than the kernel without padding.
-        TypeError: an attribute is of another type.
+      ValueError: an attribute is out of range, the input is not (b, H, W, C), or it is
+        smaller than the kernel without padding.
+      TypeError: an attribute is of another type.
     """
 
     features: int
@@ -119,7 +120,7 @@ def max_pool2x2(x: Array) -> Array:
     derivative is shared by equal maxima.
 
     Raises:
-        ValueError: x is not (b, H, W, C) with H, W >= 2.
+      ValueError: x is not (b, H, W, C) with H, W >= 2.
     """
     if x.ndim != 4 or min(x.shape[1:3]) < 2:
         raise ValueError(
@@ -178,7 +179,7 @@ class BatchNorm(nn.Module):
     ``GroupNorm`` has neither problem.
 
     Attributes:
-        epsilon: added to the variance, > 0.
+      epsilon: added to the variance, > 0.
     """
 
     epsilon: float = 1e-5
@@ -196,12 +197,12 @@ class GroupNorm(nn.Module):
     on one example and the parameters alone.
 
     Attributes:
-        groups: they divide the channels evenly; 8 makes groups of 2, 4 and 8 channels of ``ResNet20``'s
-            16, 32 and 64.
-        epsilon: added to the variance, > 0.
+      groups: they divide the channels evenly; 8 makes groups of 2, 4 and 8 channels of ``ResNet20``'s
+        16, 32 and 64.
+      epsilon: added to the variance, > 0.
 
     Raises:
-        ValueError: the groups do not divide the channels.
+      ValueError: the groups do not divide the channels.
     """
 
     groups: int = 8
@@ -249,7 +250,7 @@ class LSTM(nn.Module):
     The inputs' part is one matrix product before the loop over time.
 
     Attributes:
-        features: units, >= 1.
+      features: units, >= 1.
     """
 
     features: int

@@ -106,7 +106,7 @@ def share(cells: Sequence[Cell], part: str | None) -> list[Cell]:
 
 
 def run_name(run: Settings, keys: Sequence[str]) -> str:
-    """The name of a run's file: ``attack=Full,rule=Krum,seed=0``."""
+    """The name of a run's file, made of these keys and the seed: ``attack=Full,rule=Krum,seed=0``."""
 
     def word(value: Any) -> str:
         text = f"{value:g}" if isinstance(value, float) else str(value)
@@ -309,7 +309,12 @@ def one_by_one(
 ) -> Callable[[Settings], Compute]:
     """``Study.program`` for long runs: one after the other, each with a progress bar and a checkpoint.
 
-    ``plan`` sees the whole run, nothing is traced; other arguments as in ``together`` and ``Study``.
+    Args:
+      plan: the whole run, with its seed, and its inputs -> what to run. Nothing is traced.
+      inputs: a run -> a pytree of arrays.
+      measure: a run's history, as NumPy arrays -> what to keep.
+      folder: the study's; checkpoints are in ``folder``/checkpoints.
+      keys: the settings that name a run, those of ``Study``.
     """
 
     def compute(runs: Sequence[Settings]) -> Iterable[Result]:
@@ -403,13 +408,18 @@ def _padded(trees: Sequence[Any]) -> list[Any]:
 
 
 def errors(history: History, name: str = "test_error") -> dict[str, float]:
-    """The last and the lowest value of an evaluation: ``error``, ``best_error``."""
+    """The last and the lowest value of an evaluation: ``error``, ``best_error``.
+
+    Args:
+      history: of ``fedjax_robust.run``.
+      name: of the evaluation's result.
+    """
     values = np.asarray(history[name], float)
     return {"error": float(values[-1]), "best_error": float(values.min())}
 
 
 def malicious_selected(history: History) -> dict[str, float]:
-    """For rules that select rows: the share of rounds in which a malicious row was selected."""
+    """For rules that select rows: the share of a history's rounds that selected a malicious one."""
     if "selected" not in history:
         return {}
     bad = np.any(history["selected"] & history["malicious"], axis=-1)
@@ -417,12 +427,17 @@ def malicious_selected(history: History) -> dict[str, float]:
 
 
 def without(rows: Sequence[Settings], *names: str) -> list[dict[str, Any]]:
-    """Rows without some columns, such as curves."""
+    """Rows without some columns, such as curves.
+
+    Args:
+      rows: one mapping each.
+      *names: what to leave out; a row need not have it.
+    """
     return [{k: v for k, v in row.items() if k not in names} for row in rows]
 
 
 def evaluated(rounds: int, every: int) -> np.ndarray:
-    """The rounds after which ``fedjax_robust.run`` evaluates."""
+    """The rounds after which ``fedjax_robust.run(rounds=rounds, evaluate_every=every)`` evaluates."""
     done = np.arange(every, rounds + 1, every)
     return done if len(done) and done[-1] == rounds else np.append(done, rounds)
 
@@ -450,7 +465,12 @@ class Args:
 
 
 def main(args: type[Any], run: Callable[[Any], Any]) -> None:
-    """A script's entry: parse the command line and run, with compiled programs kept on disk."""
+    """A script's entry: parse the command line and run, with compiled programs kept on disk.
+
+    Args:
+      args: a dataclass of options, ``Args`` or a subclass.
+      run: what to do with them.
+    """
     import tyro
 
     given = tyro.cli(args)
@@ -460,7 +480,7 @@ def main(args: type[Any], run: Callable[[Any], Any]) -> None:
 
 
 def check_args(args: Args) -> None:
-    """Raises a ValueError for seeds, rounds or chunks below 1, and for a share that is none."""
+    """ValueError for args with seeds, rounds or chunks below 1, or with a share that is none."""
     for name in ("seeds", "rounds", "clients", "client_chunk"):
         if getattr(args, name, None) is not None:
             checks.static_count("the command line", 1, **{name: getattr(args, name)})
@@ -468,8 +488,12 @@ def check_args(args: Args) -> None:
 
 
 def command(script: str | Path, args: Any) -> str:
-    """The command that runs a script with these arguments, as far as they are not its defaults; without
-    the folders of this machine. The script's path is that from the top of its checkout."""
+    """The command that runs a script again, without the folders of this machine.
+
+    Args:
+      script: its path, of which the part from the top of its checkout is shown.
+      args: a dataclass of options, of which those are shown that are not their defaults.
+    """
     path = Path(script).resolve()
     top = next((p for p in path.parents if (p / "pyproject.toml").exists()), path.parent)
     words = ["python", path.relative_to(top).as_posix()]
@@ -483,8 +507,13 @@ def command(script: str | Path, args: Any) -> str:
 
 
 def settings(args: Any, rows: Sequence[Settings] = (), **more: Any) -> dict[str, Any]:
-    """All settings, for ``about.json``: the command line's with its defaults, what the rows have in
-    common (but for what only says where and when they were made), and ``more``."""
+    """All settings, for ``about.json``.
+
+    Args:
+      args: the command line's, with its defaults.
+      rows: of these what they have in common, but for what only says where and when they were made.
+      **more: others.
+    """
     here = {
         field.name: value
         for field in dataclasses.fields(args)

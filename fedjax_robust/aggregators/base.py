@@ -31,7 +31,7 @@ from fedjax_robust.types import Aggregator, Array, Info, Received, State
 
 
 def no_state(num_clients: int, params: Array) -> State:
-    """The ``init`` of a rule without a memory: N, params (d,) -> ()."""
+    """The ``init`` of a rule without a memory: num_clients, params (d,) -> ()."""
     return ()
 
 

@@ -73,6 +73,10 @@ def init(sim: Simulation, key: Key, data: FederatedData, params: Array | None = 
 def check(sim: Simulation, data: FederatedData) -> tuple[Simulation, FederatedData]:
     """The simulation and the data as the engine needs them: whole numbers as Python's, JAX arrays.
 
+    Args:
+      sim: the simulation.
+      data: what the N clients own.
+
     Raises:
       ValueError: with the remedy, if the simulation contradicts itself or the data: numbers out of
         range, an attack that needs more knowledge than it is granted, rows or counts that cannot be,

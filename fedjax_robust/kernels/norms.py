@@ -10,7 +10,7 @@ from fedjax_robust.types import Array
 
 
 def weighted_mean(updates: Array, weights: Array) -> Array:
-    """Weighted mean of the rows: (n, d), (n,) >= 0 -> (d,); zero if every weight is 0.
+    """Weighted mean of the updates (n, d) with weights (n,) >= 0: (d,); zero if every weight is 0.
 
     Weights are divided by the largest one and then by their sum, so that neither weights nor rows up to
     the largest float overflow. float16 and bfloat16 are summed in float32.
@@ -56,7 +56,7 @@ def power_of_two(x: Array) -> tuple[Array, Array]:
 
 
 def safe_norm(x: Array, axis: int = -1) -> Array:
-    """Euclidean norm with gradient 0 instead of NaN at 0: (..., d) -> (...).
+    """Euclidean norm of x along an axis, with gradient 0 instead of NaN at 0: (..., d) -> (...).
 
     Squares neither over- nor underflow; see ``direction_and_length``.
     """
@@ -64,7 +64,7 @@ def safe_norm(x: Array, axis: int = -1) -> Array:
 
 
 def direction_and_length(x: Array) -> tuple[Array, Array]:
-    """Unit vectors and Euclidean lengths: (..., d) -> (..., d), (...). Zero, with gradient 0, for zero.
+    """Unit vectors (..., d) and Euclidean lengths (...) of x (..., d); zero, with gradient 0, for zero.
 
     Rows are divided by their largest entry first, so that squares neither overflow nor underflow. The
     divisor cancels in the results, so that it has no gradient. float16 and bfloat16 are computed in
@@ -82,10 +82,16 @@ def direction_and_length(x: Array) -> tuple[Array, Array]:
 
 
 def smallest_divisor(dtype: jnp.dtype) -> float:
-    """What counts as zero in a divisor: 1e-31 in float32, whose reciprocal leaves room for 1e7."""
+    """What counts as zero in a divisor of this dtype.
+
+    1e-31 in float32, whose reciprocal leaves room for 1e7.
+    """
     return float(jnp.finfo(dtype).tiny / jnp.finfo(dtype).eps)
 
 
 def changing_direction(update: Array) -> Array:
-    """Fang et al. 2020, section 3.1: s_j = 1 where the parameter increases, else -1. (d,) -> (d,)."""
+    """s_j = 1 where the update (d,) increases the parameter, else -1: (d,).
+
+    Fang et al., USENIX Security 2020 (https://arxiv.org/abs/1911.11815), section 3.1.
+    """
     return jnp.where(update > 0, 1.0, -1.0).astype(update.dtype)

@@ -13,7 +13,14 @@ from fedjax_robust.types import Array
 
 
 def is_present(updates: Array, weights: Array) -> Array:
-    """Rows that count: (n, d), (n,) -> (n,) bool, 0 < weight < inf and neither NaN nor Inf in the row.
+    """Rows that count: 0 < weight < inf, and neither NaN nor Inf in the row.
+
+    Args:
+      updates: (n, d).
+      weights: (n,).
+
+    Returns:
+      (n,) bool.
 
     Raises:
       ValueError: for other shapes.

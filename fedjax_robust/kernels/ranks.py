@@ -21,7 +21,8 @@ def sort_present(
     Args:
       updates: (n, d), finite in present rows.
       present: (n,) bool.
-      low, high: the ranks wanted, 0 <= low < high <= n.
+      low: the first rank wanted, 0 <= low < high.
+      high: one after the last, <= n.
 
     Returns:
       values (high - low, d) of ranks low .. high - 1; the rank of the smallest present value, ();
@@ -74,8 +75,15 @@ def trimmed_mean_of_present(updates: Array, present: Array, f: int | Array) -> A
 
 
 def coordinate_median(updates: Array, present: Array) -> Array:
-    """Median of each column over present rows, the mean of the two middle values if their number is
-    even: (n, d), (n,) bool -> (d,); zero if no row is present."""
+    """Median of each column over the rows that are present; of an even number the mean of the middle two.
+
+    Args:
+      updates: (n, d); absent rows may hold anything.
+      present: (n,) bool.
+
+    Returns:
+      (d,); zero if no row is present.
+    """
     return trimmed_mean_of_present(updates, present, (updates.shape[0] - 1) // 2)
 
 
@@ -96,11 +104,11 @@ def mean_around_median(x: Array, present: Array, dropped: int | Array) -> Array:
       present: (n,) bool.
       dropped: values left out, 0 <= dropped < n; at least one value is kept.
 
-    Raises:
-      ValueError: for other shapes, or a number that is out of range.
-
     Returns:
       (d,); zero if no row is present.
+
+    Raises:
+      ValueError: for other shapes, or a number that is out of range.
     """
     x, _ = checks.matrix("mean_around_median", x, present)
     n = x.shape[0]

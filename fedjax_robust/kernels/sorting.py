@@ -30,15 +30,15 @@ def sort_clients(x: Array, low: int = 0, high: int | None = None) -> Array:
     belongs to the row that it came from (among equal values, lower rows rank first).
 
     Args:
-        x: (n, d) floats without NaN, n >= 1; +-inf sort as numbers.
-        low: the first rank, 0 <= low < high.
-        high: one after the last rank, <= n; None = n.
+      x: (n, d) floats without NaN, n >= 1; +-inf sort as numbers.
+      low: the first rank, 0 <= low < high.
+      high: one after the last rank, <= n; None = n.
 
     Returns:
-        (high - low, d), ascending along the first axis.
+      (high - low, d), ascending along the first axis.
 
     Raises:
-        ValueError: x is not a matrix of floats, or not 0 <= low < high <= n.
+      ValueError: x is not a matrix of floats, or not 0 <= low < high <= n.
     """
     x = jnp.asarray(x)
     if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.floating):
@@ -65,16 +65,16 @@ def combine_ranks(x: Array, coefficients: Array, low: int, instead: Array) -> Ar
     constants.
 
     Args:
-        x: (n, d) floats, n >= 1, without NaN in rows that count.
-        coefficients: (k,) of ranks low .. low + k - 1; a rank with coefficient 0 may be infinite.
-        low: the first rank, 0 <= low < low + k <= n.
-        instead: (n,) values that take the place of whole rows (+-inf), 0 = the row counts as it is.
+      x: (n, d) floats, n >= 1, without NaN in rows that count.
+      coefficients: (k,) of ranks low .. low + k - 1; a rank with coefficient 0 may be infinite.
+      low: the first rank, 0 <= low < low + k <= n.
+      instead: (n,) values that take the place of whole rows (+-inf), 0 = the row counts as it is.
 
     Returns:
-        (d,).
+      (d,).
 
     Raises:
-        ValueError: for other shapes, or ranks that do not exist.
+      ValueError: for other shapes, or ranks that do not exist.
     """
     x, coefficients, instead = (jnp.asarray(a) for a in (x, coefficients, instead))
     if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.floating):

@@ -20,17 +20,15 @@ class WordLSTM(nn.Module):
     paper's code drops out 20 % of the units; a loss has no randomness here, and so no dropout. The
     state starts at zero in every sequence.
 
-    What it costs: one client's gradient at that size, on 20 sequences of 64 words, takes 2.9 s on one
-    core of a CPU (x86-64) and 565 MB. Of these the logits and their softmax take 1.7 to 2.2 s and 2 x
-    256 MB, which is what T x b x V floats are; both LSTM layers 0.17 s; looking words up and adding their
-    gradients into E 0.02 s, and no memory of its own: with tied weights the gradient of E is dense,
-    anyway. The rest is moving 43 MB of parameters. So memory bounds the number of clients that train at
-    a time (``Simulation(client_chunk=...)``).
+    Memory bounds the number of clients that train at a time (``Simulation(client_chunk=...)``): one
+    client's gradient at that size, on 20 sequences of 64 words, takes 565 MB, of which the logits and
+    their softmax, T b V floats each, are 2 x 256 MB, and most of its time. With tied weights the gradient
+    of E is dense, anyway, so that looking words up costs little beside.
 
     Attributes:
-        num_words: V, the size of the vocabulary.
-        hidden: units of each layer, and the size of the embedding.
-        layers: LSTM layers, >= 1.
+      num_words: V, the size of the vocabulary.
+      hidden: units of each layer, and the size of the embedding.
+      layers: LSTM layers, >= 1.
     """
 
     num_words: int

@@ -51,11 +51,11 @@ class ResNet20(nn.Module):
     ``cifar_resnet20_v1`` normalises it: ``stem_norm=BatchNorm``, 272,474.
 
     Attributes:
-        num_classes: L.
-        norm: () -> a normalisation layer; called for each of the 20 that there are. ``BatchNorm`` is
-            the papers'; read there how its statistics differ from theirs. ``GroupNorm``, or
-            ``functools.partial(GroupNorm, groups=4)``, has no statistics of other examples.
-        stem_norm: the same after the first convolution; None = none.
+      num_classes: L.
+      norm: () -> a normalisation layer; called for each of the 20 that there are. ``BatchNorm`` is
+        the papers'; read there how its statistics differ from theirs. ``GroupNorm``, or
+        ``functools.partial(GroupNorm, groups=4)``, has no statistics of other examples.
+      stem_norm: the same after the first convolution; None = none.
     """
 
     num_classes: int
@@ -90,9 +90,9 @@ class ResNet18(nn.Module):
     Xavier's with magnitude 3.1415926 as in ``ResNet20``.
 
     Attributes:
-        num_classes: L.
-        width: channels of the first stage; the papers' is 32.
-        norm: () -> a normalisation layer, called 20 times; see ``ResNet20``.
+      num_classes: L.
+      width: channels of the first stage; the papers' is 32.
+      norm: () -> a normalisation layer, called 20 times; see ``ResNet20``.
     """
 
     num_classes: int

@@ -76,9 +76,9 @@ class MnistNet(nn.Module):
     ``num_classes``; no padding. 431,080 parameters for 28x28x1 and 10 classes.
 
     Attributes:
-        num_classes: L.
-        features: output channels of the two convolutions.
-        hidden: size of the dense layer.
+      num_classes: L.
+      features: output channels of the two convolutions.
+      hidden: size of the dense layer.
     """
 
     num_classes: int
@@ -103,9 +103,9 @@ class ConvNet(nn.Module):
     are printed. No padding; each block ends with a max-pool 2x2, before the last ReLU, which is the same.
 
     Attributes:
-        num_classes: L.
-        blocks: output channels of the convolutions of each block.
-        hidden: sizes of the dense layers but the last one, which is L.
+      num_classes: L.
+      blocks: output channels of the convolutions of each block.
+      hidden: sizes of the dense layers but the last one, which is L.
     """
 
     num_classes: int

@@ -36,7 +36,7 @@ def pytorch(fan_in: int) -> _Start:
 
 
 def mxnet(fan_in: int) -> _Start:
-    """``xavier(2.24)``, biases 0."""
+    """``xavier(2.24)``, biases 0, whatever ``fan_in`` is."""
     return {"kernel_init": xavier(2.24), "bias_init": nn.initializers.zeros}
 
 

@@ -1,4 +1,7 @@
-"""What the server thinks of a model when it repairs it."""
+"""What the server thinks of a model when it repairs it.
+
+Wu et al., 2020 (https://arxiv.org/abs/2011.01767), sections IV-A and V-B.
+"""
 
 from __future__ import annotations
 

@@ -124,7 +124,15 @@ def write_table(
 
 
 def table_text(about: Table, rows: Sequence[Row]) -> str:
-    """The comparison of ``table.md`` and of a README, and below it what cannot be traced of its rows."""
+    """The comparison of ``table.md`` and of a README, and below it what cannot be traced of its rows.
+
+    Args:
+      about: what the rows are, and what the paper prints.
+      rows: one per run.
+
+    Raises:
+      ValueError: see ``comparison_table``.
+    """
     table = comparison_table(
         rows,
         about.paper,
@@ -139,6 +147,9 @@ def table_text(about: Table, rows: Sequence[Row]) -> str:
 
 def read_table(folder: str | Path) -> tuple[Table, list[dict[str, str]]]:
     """What ``write_table`` wrote, and its rows as they are in ``rows.csv``: all values are text.
+
+    Args:
+      folder: where it wrote.
 
     Raises:
       FileNotFoundError: if ``about.json`` or ``rows.csv`` is not there.
@@ -190,7 +201,15 @@ def write_sweep(folder: str | Path, rows: Sequence[Row], **about: Any) -> str:
 
 
 def read_sweep(folder: str | Path) -> tuple[Sweep, list[dict[str, str]]]:
-    """What ``write_sweep`` wrote; rows and errors as in ``read_table``."""
+    """What ``write_sweep`` wrote, and its rows as they are in ``rows.csv``: all values are text.
+
+    Args:
+      folder: where it wrote.
+
+    Raises:
+      FileNotFoundError: if ``about.json`` or ``rows.csv`` is not there.
+      ValueError: if one of them is not what ``write_sweep`` writes; it names the file.
+    """
     about = read_about(folder)
     if not isinstance(about, Sweep):
         raise ValueError(f"{Path(folder)} holds a table, not a sweep; use read_table")
@@ -200,6 +219,10 @@ def read_sweep(folder: str | Path) -> tuple[Sweep, list[dict[str, str]]]:
 
 def sweep_table(about: Sweep, rows: Sequence[Row]) -> str:
     """A sweep's numbers as Markdown: a line for each panel and line, a column for each value of x.
+
+    Args:
+      about: what the rows are.
+      rows: one per run.
 
     Raises:
       ValueError: if a row lacks a column, or two rows of one point have the same seed.
@@ -273,7 +296,7 @@ def _doubts(about: Table | Sweep) -> str:
 
 
 def write_about(folder: str | Path, about: Table | Sweep) -> None:
-    """Write ``about.json``, one field per line."""
+    """Write ``about.json`` into the folder, one field per line."""
     fields: dict[str, Any] = {"kind": type(about).__name__.lower(), **about._asdict()}
     if isinstance(about, Table):
         fields["paper"] = [[line, column, number] for (line, column), number in about.paper.items()]

@@ -60,7 +60,7 @@ def untraceable(rows: Sequence[Row], checkout: str | Path | None = None) -> list
 
     Args:
       rows: with the columns of ``provenance``, as values or as the text of a CSV file.
-      checkout: as in ``provenance``.
+      checkout: top folder of the git checkout; by default the one that holds this package.
 
     Returns:
       Sentences with numbers of rows, such as "45 of 150 rows name no commit"; none if every row names a

@@ -79,7 +79,8 @@ def save_cell(folder: str | Path, name: str, settings: Row, result: Row) -> dict
       folder: the experiment's result folder; the file is ``folder``/cells/``name``.json.
       name: letters, digits and ``. _ - + = ,``, beginning with a letter, a digit or ``_``; at most 250.
       settings: all that determines the result; ``load_cell`` compares it.
-      result: what was computed; values as in ``write_rows``.
+      result: what was computed: None, bool, int, float, str, paths, arrays, or lists and mappings of
+        them.
 
     Returns:
       The result as ``load_cell`` will give it.
@@ -103,6 +104,11 @@ def save_cell(folder: str | Path, name: str, settings: Row, result: Row) -> dict
 
 def load_cell(folder: str | Path, name: str, settings: Row) -> dict[str, Any] | None:
     """Load what ``save_cell`` stored.
+
+    Args:
+      folder: the experiment's result folder.
+      name: the cell's.
+      settings: all that determines the result; they must be those that were stored.
 
     Returns:
       The result, arrays and tuples as lists; or None if the cell must be computed: there is no such

@@ -196,7 +196,7 @@ def _show(value: Any) -> str:
 
 
 def safe(text: str) -> str:
-    """Text that makes neither HTML nor a link of a Markdown page, in one line."""
+    """The text so that it makes neither HTML nor a link of a Markdown page, in one line."""
     text = re.sub(r"&(?=#?\w+;)", "&amp;", text).replace("<", "&lt;")
     return " ".join(re.sub(r"\](?=[(\[:])", r"\\]", text).split("\n"))
 

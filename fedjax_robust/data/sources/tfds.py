@@ -210,7 +210,7 @@ def cifar10_rows(
 
     Args:
       numbers: (K,) integers in [0, 50,000).
-      data_dir: as in ``load``.
+      data_dir: the folder of the data sets; default FEDJAX_ROBUST_DATA, else where TFDS keeps its own.
 
     Returns:
       (K,) rows.

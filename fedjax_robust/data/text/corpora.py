@@ -42,7 +42,7 @@ def load_text(
       name: see the table on top of this module.
       length: T >= 1, words in a sequence.
       vocabulary_size: V >= 4, see ``vocabulary``.
-      data_dir: as in ``load``.
+      data_dir: the folder of the data sets; default FEDJAX_ROBUST_DATA, else where TFDS keeps its own.
 
     Returns:
       See ``text_dataset``.

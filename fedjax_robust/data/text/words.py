@@ -32,6 +32,9 @@ def tokenize(text: str) -> list[str]:
     A word is a run of letters, digits and underscores, also with apostrophes inside; white space
     separates and is lost.
 
+    Args:
+      text: a string.
+
     Raises:
       TypeError: no string.
     """
