@@ -159,6 +159,30 @@ def test_nothing_is_said_by_reference_alone():
     assert wrong == []
 
 
+def exists(name):
+    """Whether a dotted name is one of the package's."""
+    at, module = fr, "fedjax_robust"
+    for part in name.split("."):
+        module = f"{module}.{part}"
+        if not hasattr(at, part):
+            try:
+                at = importlib.import_module(module)
+            except ModuleNotFoundError:
+                return False
+        else:
+            at = getattr(at, part)
+    return True
+
+
+def test_names_in_docstrings_exist():
+    """Dotted names of the package in double backquotes; ``data.index`` is a field of an argument."""
+    packages = {module.__name__.split(".")[1] for module in MODULES} - {"data"}
+    name = re.compile(rf"``(?:fedjax_robust\.)?((?:{'|'.join(sorted(packages))})(?:\.[a-z_]\w*)+)")
+    named = [(place, found) for place, text in docstrings() for found in name.findall(text)]
+    assert len(named) > 20 and not exists("attacks.label_flip")
+    assert [pair for pair in named if not exists(pair[1])] == []
+
+
 PAPERS = re.compile(
     r"https://(arxiv\.org/abs/\d{4}\.\d{5}|doi\.org/10\.\S+|openreview\.net/forum\?id=\w+)"
 )

@@ -68,7 +68,7 @@ def privacy_spent_poisson(
     """epsilon of (epsilon, delta)-differential privacy for one client under Poisson sampling.
 
     Every client takes part in a round by itself with probability q = m / N,
-    ``Simulation(participants=participation.each_with_probability(N, q))``, and the sum of the clipped
+    ``Simulation(participants=each_with_probability(N, q))``, and the sum of the clipped
     updates is divided by m, ``participant_dp(..., clients_per_round=m)``; McMahan et al.'s first
     estimator. Neighbours: one client *more or fewer*. That moves the average by up to S / m, so that the
     noise multiplier is sigma m / S. A simulation that draws a fixed number of clients, or divides by who
