@@ -1,4 +1,4 @@
-"""The server that divides by all clients, as Bagdasaryan et al. have it; the usual one is ``aggregators.mean``.
+"""The server that divides by all clients (Bagdasaryan et al.); the usual one is ``aggregators.mean``.
 
 Bagdasaryan, Veit, Hua, Estrin, Shmatikov, "How To Backdoor Federated Learning", AISTATS 2020
 (https://arxiv.org/abs/1807.00459), eq. 1.
