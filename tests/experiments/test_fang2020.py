@@ -300,7 +300,7 @@ def test_table_5_goes_on_with_its_points_and_cells(finished_5, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in finished_5.rglob("cells/*")}
     errors = [row["error"] for row in report.read_rows(finished_5 / "rows")]
     missing.unlink()
-    monkeypatch.setattr(attacks, "back_gradient_points", lambda *a, **k: pytest.fail("crafted"))
+    monkeypatch.setattr(attacks.optimised, "back_gradient_points", lambda *a, **k: pytest.fail("crafted"))
     smoke_5(finished_5.parent)
     after = {path: path.stat().st_mtime_ns for path in before}
     assert [path for path in before if after[path] != before[path]] == [missing]
@@ -361,7 +361,8 @@ def test_every_point_can_be_simulated(name):
     at = fang_setting.SETTINGS[figure.table]
 
     class Names:
-        task, num_classes = None, 10
+        task = fr.classification(fr.models.SoftmaxRegression(10), np.zeros((1, 4), np.float32))
+        num_classes = 10
 
     fr_test_error, fang_setting.metrics.test_error = (
         fang_setting.metrics.test_error,
