@@ -245,6 +245,31 @@ def test_rules_on_nasty_matrices(rule) -> None:
     np.testing.assert_allclose(rule(x + shift), rule(x) + shift, rtol=0, atol=1e-12)
 
 
+def test_accuracy_auditing() -> None:
+    """Accuracies 0.9, 0.5, 0.8 and, absent, 0.1: the median of those present is 0.8."""
+    rows = np.array([[0.4], [0.0], [0.3], [-0.4]])
+    weights = np.array([1.0, 1.0, 2.0, 0.0])
+
+    def select(drop: float) -> list[int]:
+        accuracy = ref.accuracy_auditing_selection
+        return accuracy(rows, lambda model: model[0], drop, np.array([0.5]), weights)
+
+    assert select(0.0) == [0, 2]
+    assert select(0.25) == [0, 2]
+    assert select(0.35) == [0, 1, 2]
+
+
+def test_cosine_to_model() -> None:
+    """Received (1, 0). Of the models (1, 0), (2, 0), (3, 4), (0, 1), (-1, 0), 1 - cos is 0, 0, 0.4, 1, 2:
+    median 0.4, deviations 0.4, 0.4, 0, 0.6, 1.6, and their median 0.4."""
+    rows = np.array([[0, 0], [1, 0], [2, 4], [-1, 1], [-2, 0]], float)
+    received = np.array([1.0, 0.0])
+    assert ref.cosine_to_model_selection(rows, received, 0.6) == [2]  # limit 0.356
+    assert ref.cosine_to_model_selection(rows, received, 1.0) == [0, 1, 2]  # 0.593, not 0.6
+    assert ref.cosine_to_model_selection(rows, received, 1.1) == [0, 1, 2, 3]
+    assert ref.cosine_to_model_selection(rows, received, 2.7) == [0, 1, 2, 3, 4]  # 1.601
+
+
 # --- Attacks -------------------------------------------------------------------------------------
 
 

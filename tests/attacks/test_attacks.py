@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import inspect
 import itertools
 import math
 from collections.abc import Callable
@@ -28,6 +29,8 @@ from fedjax_robust.attacks import (
     fang_trim_deviation,
     fang_trim_full,
     fang_trim_partial,
+    first_order,
+    fltrust_adaptive,
     gaussian,
     in_rounds,
     model_replacement,
@@ -104,8 +107,9 @@ def compiled(attack: Attack, num_malicious: int, f: int) -> Callable[..., jax.Ar
         TRACES[attack] += 1
         updates, malicious, present, params = arrays
         r = Round(updates, malicious, present, num_malicious, params, f)
-        crafted, state = attack.craft(view(r, key, attack.needs), attack.init(params))
-        assert state == ()
+        before = attack.init(params)
+        crafted, state = attack.craft(view(r, key, attack.needs), before)
+        assert jax.tree.structure(state) == jax.tree.structure(before)
         return crafted[:num_malicious]
 
     return jax.jit(jax.vmap(craft, in_axes=(0, None)))
@@ -135,6 +139,47 @@ def check_train_and_scale(rows: np.ndarray, r: Round, bound: float) -> None:
     sent = [ref.norm_bounded(row, 1, bound)[0] for row in r.own]
     expected = np.broadcast_to(np.reshape(sent, r.own.shape), rows.shape)
     np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=1e-6)
+
+
+def check_first_order(rows: np.ndarray, r: Round) -> None:
+    """No worse than what the clients would have sent, and of their lengths; ``test_adaptive.py`` compares
+    with the best response."""
+
+    def gain(attacked: np.ndarray) -> float:
+        before = ref.trimmed_mean(r.updates, r.f, r.present)
+        after = ref.trimmed_mean(attacked, r.f, r.present)
+        return float(ref.changing_direction(before) @ (before - after))
+
+    np.testing.assert_allclose(
+        np.linalg.norm(rows, axis=2),
+        np.broadcast_to(np.linalg.norm(r.own, axis=1), rows.shape[:2]),
+        rtol=1e-5,
+    )
+    attacked = np.array(r.updates)
+    attacked[r.malicious] = rows[0]
+    assert gain(attacked) >= gain(r.updates) - 1e-5
+    assert len(r.own) < 4 or gain(attacked) > 0.5  # so many do harm a trimmed mean of f = 2
+
+
+def server_vector(d: int) -> np.ndarray:
+    return 0.25 * (1 + np.arange(d) % 3)
+
+
+SERVER = Client(
+    lambda params: (),
+    lambda key, params, state, data: (
+        jnp.asarray(server_vector(len(params)), params.dtype),
+        state,
+        {},
+    ),
+)
+ROOT = {"x": np.zeros((1, 1), np.float32), "y": np.zeros(1, np.int32)}
+
+
+def check_fltrust_adaptive(rows: np.ndarray, r: Round) -> None:
+    """Rows end on the sphere of radius |g_0|; ``test_adaptive.py`` compares where with Algorithm 3."""
+    length = np.linalg.norm(server_vector(len(r.params)))
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=2), length, rtol=1e-4)
 
 
 # X = 2 - G: what model replacement trains, whatever the clients do.
@@ -366,6 +411,13 @@ ATTACKS = {
         with_(check_replacement, divide=lambda u, z: ref.equal_parts(u, z, 14.0)),
         draws=2,
     ),
+    "first_order": Case(first_order(6), check_first_order, draws=2),
+    "fltrust_adaptive": Case(
+        fltrust_adaptive(SERVER, ROOT, sweeps=2, queries=2), check_fltrust_adaptive, draws=20
+    ),
+    "in_rounds": Case(
+        in_rounds(scaling(14.0), np.array([True, False])), with_(check_scaling, scale=14.0), draws=2
+    ),
     "fang_trim_full": Case(fang_trim_full(), check_trim_full, trim_is_clear),
     "fang_trim_deviation": Case(fang_trim_deviation(), check_trim_deviation, trim_is_clear),
     "fang_trim_partial": Case(fang_trim_partial(), check_trim_partial, shapes=TWO_OWN),
@@ -462,6 +514,8 @@ VARIANTS = {
         MANY_OWN,
     ),
 }
+# Public names without a line of their own.
+FOLDERS = {"backdoors", "divisions", "objectives", "optimised", "poisons", "repair_aware"}
 PARTIAL = [name for name, case in ATTACKS.items() if not case.attack.needs.others]
 CRAFTED = [name for name, case in ATTACKS.items() if case.draws > 2]
 every_attack = pytest.mark.parametrize("name", ATTACKS)
@@ -643,6 +697,18 @@ def test_the_ball_is_filled_uniformly() -> None:
 # --- What all attacks promise ------------------------------------------------------------------------
 
 
+def test_every_public_attack_is_in_the_table() -> None:
+    """So that none is published without what follows. Folders hold what attacks are made of, and no
+    factory of one that is not in the table."""
+    assert set(ATTACKS) == set(attacks.__all__) - FOLDERS
+    for name in FOLDERS:
+        folder = getattr(attacks, name)
+        assert inspect.ismodule(folder)
+        for part in vars(folder):
+            returned = getattr(getattr(folder, part), "__annotations__", {}).get("return")
+            assert part in ATTACKS or returned not in ("Attack", Attack), f"{name}.{part}"
+
+
 @every_attack
 def test_invisible_rows_do_not_matter(name: str) -> None:
     """Even if they were not zeroed: absent rows for all, honest rows for partial knowledge.
@@ -658,7 +724,7 @@ def test_invisible_rows_do_not_matter(name: str) -> None:
     @jax.jit
     def craft(updates: jax.Array) -> jax.Array:
         unhidden = view(r, key, case.attack.needs)._replace(updates=updates)
-        return case.attack.craft(unhidden, ())[0][:6]
+        return case.attack.craft(unhidden, case.attack.init(unhidden.params))[0][:6]
 
     expected = send(case.attack, r, case.draws)[0]
     for value in (0, 50, -1e4):
@@ -917,19 +983,22 @@ def test_trim_attack_beside_the_largest_floats() -> None:
 
 def test_knowledge_that_attacks_need() -> None:
     """Partial knowledge needs neither the others' updates nor the rule."""
-    needs = {name: tuple(case.attack.needs) for name, case in ATTACKS.items()}
-    assert needs == {
-        "no_attack": (False, False),
-        "data_poisoning": (False, False),
-        "gaussian": (True, False),
-        "fang_trim_full": (True, True),
-        "fang_trim_deviation": (True, True),
-        "fang_trim_partial": (False, False),
-        "fang_krum_full": (True, False),
-        "fang_krum_partial": (False, False),
-        "scaling": (False, False),
-        "train_and_scale": (False, False),
-        "model_replacement": (False, False),
+    nothing, others, rule = Knowledge(), Knowledge(others=True), Knowledge(others=True, rule=True)
+    assert {name: case.attack.needs for name, case in ATTACKS.items()} == {
+        "no_attack": nothing,
+        "data_poisoning": nothing,
+        "gaussian": others,
+        "first_order": rule,
+        "fltrust_adaptive": others,
+        "in_rounds": nothing,
+        "fang_trim_full": rule,
+        "fang_trim_deviation": rule,
+        "fang_trim_partial": nothing,
+        "fang_krum_full": others,
+        "fang_krum_partial": nothing,
+        "scaling": nothing,
+        "train_and_scale": nothing,
+        "model_replacement": nothing,
     }
     # The direction of a rule of its own choice, the attacker can work out itself.
     assert VARIANTS["fang_trim_full before"].attack.needs == Knowledge(others=True)

@@ -14,10 +14,12 @@ No JAX, no float32 and no import of the package in this folder.
 """
 
 from reference.bagdasaryan2020 import (
+    accuracy_auditing_selection,
     auror_selection,
     constrain_and_scale,
     converged,
     cosine_distance,
+    cosine_to_model_selection,
     dirichlet_truncated,
     equal_parts,
     fedavg_eta,
@@ -99,6 +101,7 @@ __all__ = [
     "KrumAttack",
     "PartialKrumAttack",
     "Trigger",
+    "accuracy_auditing_selection",
     "add_triggered_victims",
     "auror_selection",
     "back_gradient",
@@ -109,6 +112,7 @@ __all__ = [
     "constrain_and_scale",
     "converged",
     "cosine_distance",
+    "cosine_to_model_selection",
     "direction_agreement",
     "dirichlet_truncated",
     "distributed",

@@ -5,7 +5,7 @@ the defences that they discuss. Equations and sections are theirs. What is rando
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -80,6 +80,50 @@ def auror_selection(
         return [int(i) for i in which], len(indicative)
     smaller = second if 2 * second.sum() < n else ~second
     return [int(i) for i in which[~smaller]], len(indicative)
+
+
+def accuracy_auditing_selection(
+    updates: Array,
+    accuracy: Callable[[Array], float],
+    drop: float,
+    received: Array,
+    weights: Array | None = None,
+) -> list[int]:
+    """Section VI-A: rows whose model, received + row, is no worse than the median row's by ``drop``."""
+    rows, _, which = present(updates, weights)
+    accuracies = [float(accuracy(as_float64(received) + row)) for row in rows]
+    if not accuracies:
+        return []
+    typical = float(np.median(accuracies))
+    return [int(i) for i, value in zip(which, accuracies, strict=True) if value >= typical - drop]
+
+
+def cosine_to_model_selection(
+    updates: Array, received: Array, deviations: float, weights: Array | None = None
+) -> list[int]:
+    """Section VI-B: rows whose cosine of received + row and received lies within so many robust standard
+    deviations (1.4826 median absolute deviations) of the median row's.
+
+    With parts a along the received model and b across it, 1 - cos = b^2 / (h (h + a)), h = |(a, b)|: for
+    short rows the plain formula has no digits.
+    """
+    rows, _, which = present(updates, weights)
+    wide, model = rows.astype(np.longdouble), np.asarray(received).astype(np.longdouble)
+    length = np.sqrt(np.sum(model * model))
+    distances = []
+    for row in wide:
+        along = np.sum(row * model) / length
+        a, b = length + along, np.sqrt(np.sum((row - along / length * model) ** 2))
+        h = np.sqrt(a * a + b * b)
+        if h == 0:
+            distances.append(np.longdouble(1))
+        else:
+            distances.append(b * b / (h * (h + a)) if a > 0 else 1 - a / h)
+    if not distances:
+        return []
+    away = np.abs(np.array(distances) - np.median(distances))
+    limit = deviations * np.longdouble(1.4826) * np.median(away)
+    return [int(i) for i, value in zip(which, away, strict=True) if value <= limit]
 
 
 def p_distance(x: Array, g: Array, p: float) -> float:
