@@ -52,7 +52,9 @@ MAKERS = {
     "dirichlet_over_clients": lambda key, pool: pt.dirichlet_over_clients(
         key, pool, 12, 0.5, capacity=501
     ),
-    "dirichlet_over_classes": lambda key, pool: pt.dirichlet_over_classes(key, pool, 12, 0.5),
+    "dirichlet_over_classes": lambda key, pool: pt.dirichlet_over_classes(
+        key, pool, 12, 0.5, capacity=501
+    ),
     "k_labels": lambda key, pool: pt.k_labels(key, pool, 12, 2, capacity=501),
     "by_user": lambda key, pool: pt.by_user(pool["y"] * 3 % 5, pool, key),
 }
@@ -199,22 +201,16 @@ def test_columns_of_any_kind_are_one_pool():
     assert pt.iid(KEY, {"x": shared}, 3).examples["x"] is shared
 
 
-KEYED = {
-    "by_group": lambda key, pool: pt.by_group(key, pool, 12, 0.6),
-    "iid": lambda key, pool: pt.iid(key, pool, 12),
-    "dirichlet_over_clients": lambda key, pool: pt.dirichlet_over_clients(key, pool, 12, 0.5),
+KEYED = MAKERS | {
     "dirichlet_truncated": lambda key, pool: pt.dirichlet_truncated(key, pool, 12, 0.5),
-    "dirichlet_over_classes": lambda key, pool: pt.dirichlet_over_classes(key, pool, 12, 0.5),
-    "k_labels": lambda key, pool: pt.k_labels(key, pool, 12, 2),
     "root_set": lambda key, pool: pt.root_set(key, pool, 20),
-    "by_user": lambda key, pool: pt.by_user(np.arange(len(pool["y"])) % 3, pool, key),
 }
 LABELLED = {name: make for name, make in KEYED.items() if name not in ("iid", "by_user")}
 
 
 @pytest.mark.parametrize("name", KEYED)
 def test_a_key_is_no_integer(name):
-    pool = make_pool(120, 5)
+    pool = make_pool(501, 5)
     with pytest.raises(TypeError, match=rf"{name} needs a key .*write jax.random.key\(7\)"):
         KEYED[name](7, pool)
     with pytest.raises(ValueError, match=f"{name} needs one key"):
@@ -302,7 +298,7 @@ def assert_owns(data, own):
 
 
 def test_dirichlet_over_clients_by_definition():
-    pool, clients, labels = make_pool(200, 4), 6, 4
+    pool, clients, labels = make_pool(501, 5), 12, 5
     key_share, key_example = jax.random.split(KEY)
     shares = np.asarray(jax.random.dirichlet(key_share, jnp.full(clients, 0.7), (labels,)))
     own = [[] for _ in range(clients)]
@@ -311,7 +307,7 @@ def test_dirichlet_over_clients_by_definition():
         for nth, example in enumerate(examples):  # its middle lies in its client's share
             middle = (nth + 0.5) / len(examples)
             own[min(int(np.sum(ends <= middle)), clients - 1)].append(example)
-    assert_owns(pt.dirichlet_over_clients(KEY, pool, clients, 0.7), own)
+    assert_owns(pt.dirichlet_over_clients(KEY, pool, clients, 0.7, capacity=501), own)
 
 
 def test_dirichlet_truncated_by_definition():
@@ -333,19 +329,19 @@ def test_dirichlet_truncated_by_definition():
 
 
 def test_dirichlet_over_classes_by_definition():
-    pool, clients, labels = make_pool(90, 4), 5, 4
+    pool, clients, labels = make_pool(501, 5), 12, 5
     key_mixture, key_draw, key_example, key_order = jax.random.split(KEY, 4)
     log_q = np.asarray(jax.random.loggamma(key_mixture, 0.5, (clients, labels)))
-    noise = np.asarray(jax.random.gumbel(key_draw, (90, labels)))
+    noise = np.asarray(jax.random.gumbel(key_draw, (501, labels)))
     order = np.asarray(jax.random.permutation(key_order, clients))
     left = by_label(key_example, pool["y"], labels)
     own = [[] for _ in range(clients)]
-    for turn in range(90):
+    for turn in range(501):
         client = order[turn % clients]
         able = [label for label in range(labels) if left[label]]
         label = max(able, key=lambda label: log_q[client, label] + noise[turn, label])
         own[client].append(left[label].pop(0))
-    assert_owns(pt.dirichlet_over_classes(KEY, pool, clients, 0.5), own)
+    assert_owns(pt.dirichlet_over_classes(KEY, pool, clients, 0.5, capacity=501), own)
 
 
 def test_k_labels_by_definition():
@@ -640,8 +636,9 @@ def test_dirichlet_vmaps_and_rejects(make):
         with pytest.raises(TypeError, match="needs alpha"):
             make(KEY, pool, 12, alpha)
     for alpha in (2e-38, 3e38):  # the ends of what is allowed
-        assert_partition(make(KEY, pool, 12, alpha), 501)
-    assert same(make(KEY, pool, 12, 1), make(KEY, pool, np.array(12), np.array(1.0)))
+        assert_partition(make(KEY, pool, 12, alpha, capacity=501), 501)
+    whole = make(KEY, pool, 12, 1, capacity=501)
+    assert same(whole, make(KEY, pool, np.array(12), np.array(1.0), capacity=np.array(501)))
 
 
 # k_labels
@@ -673,14 +670,14 @@ def test_k_labels_of_a_client_are_random():
 
 
 def test_k_labels_vmaps():
-    pool = make_pool(100, 4)
+    pool = make_pool(501, 5)
     keys = jax.random.split(KEY, 2)
-    data = jax.vmap(lambda key: pt.k_labels(key, pool, 4, 2, capacity=100), out_axes=POOL_AXES)(
+    data = jax.vmap(lambda key: pt.k_labels(key, pool, 12, 2, capacity=501), out_axes=POOL_AXES)(
         keys
     )
     for i in range(2):
         one = FederatedData({}, data.index[i], data.count[i])
-        assert same(one, pt.k_labels(keys[i], pool, 4, 2, capacity=100))
+        assert same(one, pt.k_labels(keys[i], pool, 12, 2, capacity=501))
 
 
 def test_k_labels_rejects():

@@ -1,3 +1,4 @@
+import importlib.util
 import inspect
 import io
 import json
@@ -21,6 +22,7 @@ from fedjax_robust.attacks.backdoors import (
     CIFAR_STRIPED_WALLS,
 )
 from fedjax_robust.data import by_user, load_text, sources
+from fedjax_robust.data.sources.cache import cached
 from fedjax_robust.data.sources.load import load
 from fedjax_robust.data.sources.tfds import cifar10_rows, prepare
 
@@ -246,7 +248,7 @@ def decoded(monkeypatch):
         calls.append(folder)
         return small_mnist()
 
-    monkeypatch.setattr(sources, "_decode_tfds", decode)
+    monkeypatch.setattr("fedjax_robust.data.sources.tfds._decode_tfds", decode)
     return calls
 
 
@@ -429,7 +431,7 @@ def test_prepare_calls_tfds(layout, tmp_path, monkeypatch):
         make_folder(tmp_path / layout, "mnist", "3.0.1")
 
     monkeypatch.setattr(tfds, "data_source", data_source)
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert prepare("mnist", tmp_path) == tmp_path / layout / "mnist" / "3.0.1"
     assert prepare("mnist", tmp_path) == tmp_path / layout / "mnist" / "3.0.1"
     assert calls == [
@@ -447,7 +449,7 @@ def test_prepare_calls_tfds(layout, tmp_path, monkeypatch):
 def test_prepare_rejects(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="'digits'"):
         prepare("digits", tmp_path)
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"fedjax_robust\[tfds-prepare\]"):
         prepare("mnist", tmp_path)
 
@@ -565,9 +567,9 @@ def test_names_of_cache_files_stay_inside(name, tmp_path, cache):
     file = tmp_path / "source"
     file.write_text("")
     with pytest.raises(ValueError, match="cached needs a name"):
-        sources.cached(name, [file], lambda: {"x": np.zeros(1)})
+        cached(name, [file], lambda: {"x": np.zeros(1)})
     with pytest.raises(ValueError, match="at least one file"):
-        sources.cached("name", [], lambda: {"x": np.zeros(1)})
+        cached("name", [], lambda: {"x": np.zeros(1)})
     assert [p.name for p in tmp_path.rglob("*")] == ["source"]
 
 
@@ -681,7 +683,7 @@ def test_two_processes_build_the_cache_at_once(tmp_path):
         import sys, time
         from pathlib import Path
         import numpy as np
-        from fedjax_robust.data import by_user, sources
+        from fedjax_robust.data.sources.cache import cached
         folder, me, other = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
         def decode():
             (folder / me).touch()
@@ -689,7 +691,7 @@ def test_two_processes_build_the_cache_at_once(tmp_path):
                 time.sleep(0.005)
             return {"x": np.arange(2_000_000, dtype=np.int32)}
         for repeat in range(2):
-            arrays = sources.cached("made", [folder / "source"], decode)
+            arrays = cached("made", [folder / "source"], decode)
             assert arrays["x"].sum(dtype=np.int64) == 1_999_999_000_000
             decode = None  # the second time it must come from the cache
         """
