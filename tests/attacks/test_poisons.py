@@ -10,6 +10,7 @@ import fedjax_robust as fr
 from fedjax_robust import attacks, data, metrics, models
 from fedjax_robust.clients.local import local_sgd
 from fedjax_robust.data import partition
+from fedjax_robust.data.partition import dirichlet
 from fedjax_robust.types import ClientData
 
 RNG = np.random.default_rng(0)
@@ -386,11 +387,11 @@ def test_dirichlet_truncated_equals_the_reference(monkeypatch):
     monkeypatch.setattr(jax.random, "permutation", lambda key, n: jnp.arange(n))
     rank = np.concatenate([np.random.default_rng(2).permutation(n) for n in (30, 30, 17, 60)])
     monkeypatch.setattr(
-        partition,
-        "_rank_in_class",
+        dirichlet,
+        "rank_in_class",
         lambda *_: (jnp.asarray(rank), jnp.array([30, 30, 17, 60])),
     )
-    owner = partition._truncated_owner.__wrapped__(jax.random.key(0), jnp.asarray(y), 0.9, 7, 4)
+    owner = dirichlet._truncated_owner.__wrapped__(jax.random.key(0), jnp.asarray(y), 0.9, 7, 4)
     by_label = []
     for label in range(4):
         rows = np.flatnonzero(y == label)
