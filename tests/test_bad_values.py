@@ -487,7 +487,8 @@ TABLE: dict[str, Line | list[Line]] = {
     ),
     "init": Line(
         {"sim": SIM, "key": KEY, "data": OWNED, "params": None},
-        {"sim": part(), "key": key(), "data": partition(None, names=(), labelled=False), "params": array(optional=True)},
+        {"sim": part(), "key": key(), "data": partition(None, (), labelled=False),
+         "params": array(optional=True)},
         run_good=False,
     ),
     "step": Line(

@@ -10,8 +10,8 @@ from fedjax_robust import report
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))
-import make_report
-import publish
+import make_report  # noqa: E402
+import publish  # noqa: E402
 
 
 @pytest.fixture

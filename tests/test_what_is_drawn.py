@@ -19,7 +19,9 @@ def drawn(monkeypatch):
 def edges(band):
     """A band's lower and upper edge at each x."""
     points = band.get_paths()[0].vertices
-    at = {x: sorted({float(round(y, 9)) for y in points[points[:, 0] == x, 1]}) for x in points[:, 0]}
+    at = {
+        x: sorted({float(round(y, 9)) for y in points[points[:, 0] == x, 1]}) for x in points[:, 0]
+    }
     return {x: (ys[0], ys[-1]) for x, ys in at.items()}
 
 

@@ -300,7 +300,9 @@ def test_table_5_goes_on_with_its_points_and_cells(finished_5, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in finished_5.rglob("cells/*")}
     errors = [row["error"] for row in report.read_rows(finished_5 / "rows")]
     missing.unlink()
-    monkeypatch.setattr(attacks.optimised, "back_gradient_points", lambda *a, **k: pytest.fail("crafted"))
+    monkeypatch.setattr(
+        attacks.optimised, "back_gradient_points", lambda *a, **k: pytest.fail("crafted")
+    )
     smoke_5(finished_5.parent)
     after = {path: path.stat().st_mtime_ns for path in before}
     assert [path for path in before if after[path] != before[path]] == [missing]
