@@ -11,7 +11,15 @@ from fedjax_robust.engine.checkpoint import fingerprint
 
 
 def scaled(values, factor=1.0, *, shift=0.0):
-    return np.asarray(values) * factor + shift
+    return np.asarray(values) * np.sum(factor) + np.sum(shift)
+
+
+def added(first, values):
+    return np.asarray(values) + first.sum()
+
+
+LARGE = np.arange(30_000.0)
+OTHER = np.where(LARGE == 15_000, -1, LARGE)
 
 
 def of(host, constant=1.0):
@@ -35,6 +43,12 @@ def lambdas(factor, held=None):
         (lambdas(2), lambdas(2.0)),
         (lambdas(2.0, {"by": 1}), lambdas(2.0, {"by": 2})),
         (lambdas(np.array([1.0, 2, 3])), lambdas(np.array([1.0, 2, 4]))),
+        (lambdas(2.0, {"by": 1, "if": 1}), lambdas(2.0, {"by": 1, "if": 2})),
+        # Large ones, which a program's text shows in part.
+        (lambdas(LARGE), lambdas(OTHER)),
+        (functools.partial(scaled, factor=LARGE), functools.partial(scaled, factor=OTHER)),
+        (functools.partial(scaled, shift=LARGE), functools.partial(scaled, shift=OTHER)),
+        (functools.partial(added, LARGE), functools.partial(added, OTHER)),
         (lambdas(np.zeros((1, 3))), lambdas(np.zeros((3,)))),
     ],
 )
