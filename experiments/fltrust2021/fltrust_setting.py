@@ -24,11 +24,11 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from fedjax_robust.attacks.backdoor import Trigger
 from flax import linen as nn
 
 import fedjax_robust as fr
 from fedjax_robust import aggregators, attacks, metrics, models, study
+from fedjax_robust.attacks.poisons.batches import Trigger
 from fedjax_robust.data import Dataset, load, partition
 
 Batch = dict[str, Any]
