@@ -75,8 +75,8 @@ def classification(module: nn.Module, sample: Array) -> Task:
 
     Dropout (``flax.linen.Dropout``, or whatever else draws with ``make_rng``) acts in local training
     alone, as ``Task.training_loss``: ``loss`` and ``logits`` are without. A module that has it takes an
-    argument ``train``, ``training`` or ``deterministic`` (its opposite) in ``__call__``, which tells the
-    two apart, and passes it on.
+    argument ``train``, ``training``, ``is_training`` or ``deterministic`` (its opposite) in
+    ``__call__``, which tells the two apart, and passes it on.
 
     Args:
       module: maps x (b, ...) to logits (b, classes). All its variables must be parameters: batch

@@ -829,8 +829,8 @@ TABLE: dict[str, Line | list[Line]] = {
     # metrics
     "metrics.predict": Line(
         {"task": TASK, "params": PARAMS, "x": X, "chunk": 5},
-        # What the model takes as x is the task's to say, and it does, in its own name.
-        {"task": part(), "params": array(fixed=(0,)), "x": array(rank=False), "chunk": count(1)},
+        # How many parameters, and what the model takes as x, is the task's to say.
+        {"task": part(), "params": array(), "x": array(rank=False), "chunk": count(1)},
         run_good=False,
     ),
     "metrics.test_error": Line({"task": TASK, "test": POOL, "chunk": 5}, MEASURED),
