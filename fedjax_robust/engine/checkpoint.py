@@ -243,7 +243,7 @@ def save(
     }
     arrays["digest"] = np.array(_digest(arrays))
     with written_atomically(path) as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, **arrays)
 
 
 def restore(

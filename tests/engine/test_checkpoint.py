@@ -265,7 +265,7 @@ def forge(path, digest=True, **changes):
         arrays.pop("digest", None)
         arrays["digest"] = np.array(checkpoint._digest(arrays))
     with open(path, "wb") as file:  # NumPy appends .npz to names
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, **arrays)
 
 
 @pytest.mark.parametrize(
