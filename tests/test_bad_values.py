@@ -1010,8 +1010,6 @@ TABLE |= {
 }
 
 # fmt: on
-REMAINING: dict[tuple[str, str], str] = {}
-"""(function, argument): what is still accepted, or refused in words of others."""
 
 # --- The tests ---------------------------------------------------------------------------------------
 
@@ -1109,8 +1107,6 @@ def test_bad_values_are_refused(name, argument):
             fault = attempt(functools.partial(call, name, line, given), name, argument)
             if fault is not None:
                 wrong.append(f"{label}: {fault}")
-    if wrong and (name, argument) in REMAINING:
-        pytest.xfail(REMAINING[name, argument])
     assert not wrong, "\n".join(wrong)
 
 
@@ -1165,8 +1161,6 @@ def test_rules_refuse_bad_matrices(name):
         what = functools.partial(rule, *positional, **named)
         if fault := attempt(what, name, "updates|weights|params|key"):
             wrong.append(f"{label}: {fault}")
-    if wrong and (name, "__call__") in REMAINING:
-        pytest.xfail(REMAINING[name, "__call__"])
     assert not wrong, "\n".join(wrong)
 
 
@@ -1209,8 +1203,6 @@ def test_attacks_that_need_the_rule_say_so(name):
         ids=jnp.arange(9),
     )
     fault = attempt(lambda: attack.craft(view, attack.init(PARAMS)), name, "rule")
-    if fault and (name, "rule") in REMAINING:
-        pytest.xfail(REMAINING[name, "rule"])
     assert fault is None
 
 
