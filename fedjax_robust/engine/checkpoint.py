@@ -232,7 +232,9 @@ def save(
       program: digest of ``fingerprint``.
       every: rounds between evaluations.
     """
-    arrays = {f"history/{name}": _stored(values) for name, values in history.items()}
+    arrays: dict[str, Any] = {
+        f"history/{name}": _stored(values) for name, values in history.items()
+    }
     arrays |= {f"state/{name}": _stored(leaf) for name, leaf in _named_leaves(state).items()}
     arrays |= {
         "format": np.array(_FORMAT, np.int64),
