@@ -35,6 +35,12 @@ def kernels(row: dict[str, Any]) -> dict[str, Any]:
     return times(row) | shown
 
 
+def networks(row: dict[str, Any]) -> dict[str, Any]:
+    difference = f"{row['difference']:.0e}" if "difference" in row else None
+    shown = {"faster": f"{row['faster']:.1f}", "largest difference of an update": difference}
+    return times(row) | shown
+
+
 def times(row: dict[str, Any]) -> dict[str, Any]:
     span = f"{number(row['min'])} to {number(row['max'])}"
     return {
@@ -55,7 +61,7 @@ def filled(text: str) -> str:
     def block(match: re.Match[str]) -> str:
         before, name, after = match.groups()
         rows = json.loads((HERE / "results" / f"{name}.json").read_text())["rows"]
-        line = {"rounds": rounds, "kernels": kernels}[name]
+        line = {"rounds": rounds, "kernels": kernels, "networks": networks}[name]
         return f"{before}{report.markdown_table([line(row) for row in rows]).strip()}\n{after}"
 
     return BLOCK.sub(block, text)

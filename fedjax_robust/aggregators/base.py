@@ -20,6 +20,7 @@ keeps its memory by ``received.ids``, never by row.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -77,19 +78,34 @@ def cleaned(received: Received) -> Received:
     return received._replace(updates=updates, weights=weights)
 
 
+def _value_and_report(what: str, returned: Any) -> tuple[Any, Info]:
+    """What a lifted function must return: two things, the second of which is a dict."""
+    if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], dict)):
+        raise TypeError(
+            f"{what} must return a value and a dict of what to report, such as (value, {{}}), got "
+            f"{type(returned).__name__}"
+        )
+    return returned
+
+
 def stateless(rule: Callable[[Received], tuple[Array, Info]]) -> Aggregator:
     """A rule without a memory.
 
     Args:
       rule: received -> the aggregate (d,) and what to report.
 
+    Raises:
+      TypeError: if rule is no function or, when called, returns something else.
+      ValueError: when called, if the aggregate has another shape.
+
     >>> largest = stateless(lambda received: (jnp.max(received.updates, axis=0), {}))
     >>> largest(jnp.array([[1.0, 5.0], [3.0, 2.0]])).tolist()
     [3.0, 5.0]
     """
+    checks.function("stateless", rule=rule)
 
     def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
-        result, info = rule(cleaned(received))
+        result, info = _value_and_report("a stateless rule", rule(cleaned(received)))
         checks.returned("a stateless rule", result, received.params.shape)
         return result, state, info
 
@@ -105,15 +121,20 @@ def selecting(
       select: received -> rows to keep (n,) bool, and what to report.
       base: the rule for the rows that stay.
 
+    Raises:
+      TypeError: if select is no function, base no rule or, when called, select returns something else.
+      ValueError: when called, if the rows to keep have another shape.
+
     >>> positive = selecting(lambda received: (received.updates[:, 0] > 0, {}))
     >>> positive(jnp.array([[-1.0], [2.0], [4.0]])).tolist()
     [3.0]
     """
+    checks.function("selecting", select=select)
     checks.part("selecting", Aggregator, base=base)
 
     def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
         received = cleaned(received)
-        keep, report = select(received)
+        keep, report = _value_and_report("select", select(received))
         checks.returned("select", keep, received.weights.shape, floating=False)
         selected = keep.astype(bool) & (received.weights > 0)
         rest = received._replace(weights=jnp.where(selected, received.weights, 0))
@@ -130,14 +151,19 @@ def weighing(weigh: Callable[[Received], tuple[Array, Info]]) -> Aggregator:
     Args:
       weigh: received -> trust (n,) >= 0, absent rows counting as 0, and what to report.
 
+    Raises:
+      TypeError: if weigh is no function or, when called, returns something else.
+      ValueError: when called, if the trust has another shape.
+
     >>> first_counts_thrice = weighing(lambda received: (jnp.array([3.0, 1.0]), {}))
     >>> first_counts_thrice(jnp.array([[0.0], [4.0]])).tolist()
     [1.0]
     """
+    checks.function("weighing", weigh=weigh)
 
     def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
         received = cleaned(received)
-        trust, report = weigh(received)
+        trust, report = _value_and_report("weigh", weigh(received))
         checks.returned("weigh", trust, received.weights.shape)
         trust = jnp.where(received.weights > 0, trust, 0)
         result = weighted_mean(received.updates, trust)
@@ -155,15 +181,20 @@ def wrapping(
       change: received -> what the inner rule receives, and what to report.
       base: the inner rule. Its own report wins where names clash.
 
+    Raises:
+      TypeError: if change is no function, base no rule or, when called, change returns something else.
+
     >>> def doubled(received):
     ...     return received._replace(updates=2 * received.updates), {}
     >>> wrapping(doubled)(jnp.array([[1.0], [3.0]])).tolist()
     [4.0]
     """
+    checks.function("wrapping", change=change)
     checks.part("wrapping", Aggregator, base=base)
 
     def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
-        changed, report = change(cleaned(received))
+        changed, report = _value_and_report("change", change(cleaned(received)))
+        checks.part("what change returns", Received, received=changed)
         result, state, info = base.aggregate(changed, state)
         return result, state, report | info
 

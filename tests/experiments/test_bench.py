@@ -15,6 +15,7 @@ import cost_model
 import device
 import fill_readme
 import kernels
+import networks
 import rounds
 
 
@@ -59,6 +60,14 @@ def test_kernels_smoke(tmp_path):
     rows = kernels.main(kernels.Settings(kernels=("sort", "rules"), smoke=True, out=out))
     assert len(json.loads(out.read_text())["rows"]) == len(rows) == 3 * 3 + 2 + 2 * 3 + 4
     assert all(row["ms"] > 0 and row["slower"] > 0 for row in rows)
+
+
+def test_networks_smoke(tmp_path):
+    out = tmp_path / "networks.json"
+    networks.main(networks.Settings(smoke=True, out=out))
+    rows = json.loads(out.read_text())["rows"]
+    assert len(rows) == 6 and {row["how"] for row in rows} == {"plain vmap", "ours"}
+    assert all(row["difference"] < 1e-4 for row in rows if row["how"] == "ours")
 
 
 def test_cost_model_smoke(tmp_path):
