@@ -622,6 +622,26 @@ def test_plot_comparison_shows_every_point(tmp_path, monkeypatch):
         assert right > 0.9
 
 
+def test_plot_heat_map_shows_means(tmp_path):
+    """Every cell that has rows, its mean over the seeds, in the order asked for."""
+    errors = {("krum", "none"): (0.1, 0.3), ("krum", "full"): (0.9,), ("median", "none"): (1.0, 1.0)}
+    rows = [
+        {"rule": rule, "attack": attack, "seed": seed, "error": error}
+        for (rule, attack), both in errors.items()
+        for seed, error in enumerate(both)
+    ]
+    path = tmp_path / "map.svg"
+    groups = [["none"], ["full"]]
+    report.plot_heat_map(
+        path, rows, ["median", "krum"], groups, beside={"": "cost", "krum": "3.5"}, title="Arena"
+    )
+    texts = texts_of(path)
+    assert {"krum", "median", "none", "full", ".20", ".90", "1", "cost", "3.5", "Arena"} <= texts
+    assert "testing error rate (fraction)" in texts
+    with pytest.raises(ValueError, match="nothing to draw"):
+        report.plot_heat_map(path, rows, ["bulyan"], groups)
+
+
 def test_plot_sweep_labels(tmp_path):
     curves = {"krum": {"none": [[0.1, 0.2, 0.3]], "full": np.full((3, 3), 0.4)}}
     path = tmp_path / "sweep.svg"

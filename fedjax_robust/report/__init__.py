@@ -22,7 +22,13 @@ from fedjax_robust.report.folders import (
     write_table,
 )
 from fedjax_robust.report.origin import provenance, untraceable
-from fedjax_robust.report.plots import COLOURS, plot_comparison, plot_curves, plot_sweep
+from fedjax_robust.report.plots import (
+    COLOURS,
+    plot_comparison,
+    plot_curves,
+    plot_heat_map,
+    plot_sweep,
+)
 from fedjax_robust.report.results import Row, load_cell, read_rows, save_cell, write_rows
 from fedjax_robust.report.tables import (
     Cell,
@@ -48,6 +54,7 @@ __all__ = [
     "markdown_table",
     "plot_comparison",
     "plot_curves",
+    "plot_heat_map",
     "plot_sweep",
     "provenance",
     "read_about",

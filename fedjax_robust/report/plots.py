@@ -219,6 +219,90 @@ def plot_comparison(
     _save(figure, path)
 
 
+def plot_heat_map(
+    path: str | Path,
+    rows: Sequence[Row],
+    lines: Sequence[str],
+    columns: Sequence[Sequence[str]],
+    *,
+    line: str = "rule",
+    column: str = "attack",
+    value: str = "error",
+    beside: Mapping[str, str] | None = None,
+    title: str | None = None,
+    metric: str = "testing error rate",
+    range_of: tuple[float, float] = (0.0, 1.0),
+) -> None:
+    """Draw a metric as one coloured square per (line, column), its mean over the seeds written inside.
+
+    Args:
+      path: .png, .svg or .pdf, written atomically.
+      rows: one row per run.
+      lines: names of the lines, from the top.
+      columns: names of the columns, in groups with a gap between them.
+      line: the rows' key that names the lines.
+      column: the rows' key that names the columns.
+      value: the rows' key of the metric, a fraction; two digits are shown.
+      beside: {line: text} at its right end, such as what it costs; "" heads it.
+      title: a heading.
+      metric: what the colours show; "(fraction)" is added.
+      range_of: the values of the lightest and the darkest colour.
+
+    Raises:
+      ValueError: if there is nothing to draw; see also ``summarize``.
+    """
+    from matplotlib.figure import Figure
+
+    ours = summarize(rows, line, column, value)
+    heads = [name for group in columns for name in group]
+    if not any((name, head) in ours for name in lines for head in heads):
+        raise ValueError("there is nothing to draw: no row is in these lines and columns")
+    places, x = {}, 0.0
+    for group in columns:
+        for name in group:
+            places[name] = x
+            x += 1
+        x += 0.35
+    width = 2.6 + 0.42 * x + (1.0 if beside else 0)
+    figure = Figure(figsize=(width, 2.2 + 0.24 * len(lines)), layout="constrained")
+    axes = figure.subplots()
+    low, high = range_of
+    image = None
+    for y, name in enumerate(lines):
+        for head, at in places.items():
+            if (name, head) not in ours:
+                continue
+            mean = ours[name, head].mean
+            image = axes.imshow(
+                [[mean]],
+                cmap="YlOrRd",
+                vmin=low,
+                vmax=high,
+                extent=(at - 0.5, at + 0.5, y + 0.5, y - 0.5),
+                aspect="auto",
+            )
+            dark = (mean - low) / (high - low) > 0.6
+            text = f"{mean:.2f}".removeprefix("0") if mean < 0.995 else "1"
+            colour = "white" if dark else "black"
+            axes.text(at, y, text, ha="center", va="center", fontsize=7, color=colour)
+        if beside and name in beside:
+            axes.text(x - 0.2, y, beside[name], va="center", fontsize=8)
+    if beside and "" in beside:
+        axes.text(x - 0.2, -1, beside[""], va="center", fontsize=8)
+    axes.set_xlim(-0.6, x - 0.75)
+    axes.set_ylim(len(lines) - 0.5, -0.5)
+    axes.set_yticks(range(len(lines)), lines, fontsize=8)
+    axes.set_xticks(
+        [*places.values()], [*places], rotation=60, ha="left", rotation_mode="anchor", fontsize=8
+    )
+    axes.tick_params(length=0, labeltop=True, labelbottom=False, top=False, bottom=False)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, location="bottom", shrink=0.5, label=f"{metric} (fraction)", aspect=40)
+    if title:
+        figure.suptitle(textwrap.fill(title, int(_LETTERS_PER_INCH * width)))
+    _save(figure, path)
+
+
 def _panels(
     names: Sequence[str], width: float, height: float, title: str | None
 ) -> tuple[Figure, list[Axes]]:
