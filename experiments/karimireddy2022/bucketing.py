@@ -234,8 +234,8 @@ def partition(cell: study.Settings, y: np.ndarray, seed: int) -> tuple[np.ndarra
     rng = np.random.default_rng([PARTITION, seed])
     honest = cell["clients"] - cell["malicious"]
     rows = rng.permutation(len(y))
-    if cell["long_tail"]:  # class k keeps a share gamma^(k/9) of its examples
-        share = TAIL ** (np.arange(10) / 9)
+    if cell["long_tail"]:  # class k keeps a share .5^k of its examples
+        share = TAIL ** np.arange(10)
         own = [rows[y[rows] == k] for k in range(10)]
         rows = rng.permutation(
             np.concatenate([r[: round(len(r) * share[k])] for k, r in enumerate(own)])

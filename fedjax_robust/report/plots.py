@@ -289,6 +289,7 @@ def plot_heat_map(
             axes.text(x - 0.2, y, beside[name], va="center", fontsize=8)
     if beside and "" in beside:
         axes.text(x - 0.2, -1, beside[""], va="center", fontsize=8)
+    assert image is not None
     axes.set_xlim(-0.6, x - 0.75)
     axes.set_ylim(len(lines) - 0.5, -0.5)
     axes.set_yticks(range(len(lines)), lines, fontsize=8)
