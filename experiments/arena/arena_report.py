@@ -1,4 +1,4 @@
-"""What the arena's rows are made into: heat map, table of worst cases, files for ``make report``."""
+"""What the arena's rows are made into: a heat map, and a table of worst cases."""
 
 from __future__ import annotations
 
@@ -11,17 +11,30 @@ from fedjax_robust.report.results import write_bytes
 
 PARTIAL = ("partial", "partial, rule")
 NONE = "none"
+CASES = ("no attack", "worst, partial knowledge", "worst, full knowledge")
+NOTES = (
+    "Rules in the order of their worst case, best first. Testing error of the last model; 1 for one that "
+    "is not finite."
+)
+WORST = (
+    "Without attack, and under the attack with the largest mean error: of those that know only their own "
+    "clients, and of those that know more."
+)
 
 
 def write(folder: Path, rows: Sequence[dict[str, Any]], **about: Any) -> str:
-    """Write ``rows``, ``about.json``, ``table.md``, ``worst.md`` and ``heat_map.png``.
+    """Write the matrix and its heat map to ``folder``, and worst cases to ``folder``-worst.
+
+    Args:
+      folder: of the study.
+      rows: of its runs, with ``knowledge``.
+      **about: ``title``, ``command`` and ``settings`` of ``report.Table``.
 
     Returns:
       The table of worst cases.
     """
     means = {cell: s.mean for cell, s in report.summarize(rows, "rule", "attack").items()}
     knows = {row["attack"]: row["knowledge"] for row in rows}
-    cost = costs(folder)
     lines = worst_first(means)
     rows = sorted(rows, key=lambda row: lines.index(row["rule"]))
     report.write_rows(folder / "rows", rows)
@@ -32,31 +45,23 @@ def write(folder: Path, rows: Sequence[dict[str, Any]], **about: Any) -> str:
         sorted(a for a in knows if a != NONE and (knows[a] in PARTIAL) == is_partial)
         for is_partial in (True, False)
     )
+    cost = costs(folder)
     report.plot_heat_map(
         folder / "heat_map.png",
         rows,
         lines,
         [[NONE] if NONE in knows else [], partial, full],
-        beside={"": "cost", **{name: f"{ratio:.1f}" for name, ratio in cost.items()}}
-        if cost
-        else None,
+        beside={"": "cost", **{name: f"{x:.1f}" for name, x in cost.items()}} if cost else None,
         title=about["title"] + " – left: partial knowledge, right: full",
         range_of=(0.0, 0.9),
     )
-    text = report.markdown_table([line_of(name, means, knows, cost) for name in lines])
-    text = f"{HEAD}\n\n{text}"
-    write_bytes(folder / "worst.md", text.encode())
-    return text
-
-
-NOTES = (
-    "Rules in the order of their worst case, best first. Testing error of the last model; 1 for one that "
-    "is not finite."
-)
-HEAD = (
-    "Testing error, mean over the seeds: without attack, and the worst attack that knows only its own "
-    "clients, or more; then its name. *cost*: time of a call relative to the mean's."
-)
+    return report.write_table(
+        folder.with_name(f"{folder.name}-worst"),
+        worst_rows(rows, means, knows),
+        {},
+        **{**about, "title": f"{about['title']}: worst cases", "line": "rule", "columns": "case"},
+        notes=WORST,
+    )
 
 
 def worst_first(means: dict[report.Cell, float]) -> list[str]:
@@ -66,30 +71,34 @@ def worst_first(means: dict[report.Cell, float]) -> list[str]:
     return sorted(rules, key=lambda name: (worst[name], name))
 
 
-def line_of(
-    name: str, means: dict[report.Cell, float], knows: dict[str, str], cost: dict[str, float]
-) -> dict[str, Any]:
-    """A rule's line of the table of worst cases."""
-
-    def worst(partial: bool) -> str:
-        own = {
-            attack: error
-            for (rule, attack), error in means.items()
-            if rule == name and attack != NONE and (knows[attack] in PARTIAL) == partial
-        }
-        if not own:
-            return "–"
-        attack = max(own, key=lambda a: own[a])
-        return f"{own[attack]:.3f} ({attack})"
-
-    nothing = means.get((name, NONE))
-    return {
-        "rule": name,
-        "no attack": "–" if nothing is None else f"{nothing:.3f}",
-        "worst, partial knowledge": worst(True),
-        "worst, full knowledge": worst(False),
-        "cost": f"{cost[name]:.1f}" if name in cost else "–",
+def worst_attack(
+    rule: str, case: str, means: dict[report.Cell, float], knows: dict[str, str]
+) -> str | None:
+    """The attack that is meant by one of ``CASES``, None if there is none of its kind."""
+    if case == CASES[0]:
+        return NONE if (rule, NONE) in means else None
+    own = {
+        attack: error
+        for (name, attack), error in means.items()
+        if name == rule and attack != NONE and (knows[attack] in PARTIAL) == (case == CASES[1])
     }
+    return max(own, key=lambda a: own[a]) if own else None
+
+
+def worst_rows(
+    rows: Sequence[dict[str, Any]], means: dict[report.Cell, float], knows: dict[str, str]
+) -> list[dict[str, Any]]:
+    """The runs of each rule's worst cases, with ``case``."""
+    chosen = {
+        (rule, worst_attack(rule, case, means, knows)): case
+        for case in CASES
+        for rule in dict.fromkeys(rule for rule, _ in means)
+    }
+    return [
+        {**row, "case": chosen[row["rule"], row["attack"]]}
+        for row in rows
+        if (row["rule"], row["attack"]) in chosen
+    ]
 
 
 def costs(folder: Path) -> dict[str, float]:

@@ -84,13 +84,18 @@ def test_the_worst_case_decides_the_order():
     means = {("a", "none"): 0.1, ("a", "x"): 0.9, ("b", "none"): 0.3, ("b", "x"): 0.5}
     assert arena_report.worst_first(means) == ["b", "a"]
     knows = {"none": "partial", "x": "full", "y": "partial"}
-    line = arena_report.line_of("a", {**means, ("a", "y"): 0.25}, knows, {"a": 3.21})
-    assert line == {
-        "rule": "a",
-        "no attack": "0.100",
-        "worst, partial knowledge": "0.250 (y)",
-        "worst, full knowledge": "0.900 (x)",
-        "cost": "3.2",
+    rows = [
+        {"rule": rule, "attack": attack, "error": error}
+        for (rule, attack), error in {**means, ("a", "y"): 0.25, ("a", "z"): 0.2}.items()
+    ]
+    means = {(row["rule"], row["attack"]): row["error"] for row in rows}
+    worst = arena_report.worst_rows(rows, means, {**knows, "z": "partial"})
+    assert {(r["rule"], r["case"]): r["attack"] for r in worst} == {
+        ("a", "no attack"): "none",
+        ("b", "no attack"): "none",
+        ("a", "worst, partial knowledge"): "y",
+        ("a", "worst, full knowledge"): "x",
+        ("b", "worst, full knowledge"): "x",
     }
 
 
@@ -107,9 +112,9 @@ def test_smoke_with_a_rule_of_ones_own(tmp_path, monkeypatch):
     }
     assert {row["knowledge"] for row in rows} == {"partial"}
     assert about.settings["malicious"] == 6
-    for name in ("worst.md", "table.md", "heat_map.png", "costs.csv"):
+    for name in ("table.md", "heat_map.png", "costs.csv"):
         assert (folder / name).stat().st_size > 0
-    assert "| mine" in (folder / "worst.md").read_text()
+    assert "| mine" in (tmp_path / "mnist-lr-6-smoke-worst" / "table.md").read_text()
 
 
 def test_settings_have_models():
