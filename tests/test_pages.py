@@ -38,11 +38,13 @@ def test_the_readme_is_short():
         aggregators,
         attacks,
         attacks.backdoors,
+        attacks.directions,
         attacks.divisions,
         attacks.objectives,
         attacks.optimised,
         attacks.poisons,
         attacks.repair_aware,
+        attacks.searches,
         privacy,
     ],
 )

@@ -122,6 +122,22 @@ def _check_pair(what: str, params: Array, received: Array) -> None:
         )
 
 
+def ascent(loss: Loss, received: Array) -> Loss:
+    """Minus the loss, so that clients climb it: "sign flip" of Blades and FL-Byzantine-Library, which
+    negate the gradients inside local training. With one step it is ``attacks.sign_flip()``; with several,
+    the updates grow without bound.
+
+    Args:
+      loss: what honest clients minimise.
+      received: the model that the server sent out, without influence.
+
+    Raises:
+      TypeError: if the loss is no function.
+    """
+    checks.function("ascent", loss=loss)
+    return lambda params, batch: -loss(params, batch)
+
+
 @same_for_equal_arguments
 def converged(task: Task, backdoor: Batch, epsilon: float | Array) -> Callable[[Array], Array]:
     """L_class(X, D_backdoor) < epsilon, the early stop of Algorithm 2, for ``local_sgd(stop=...)``.

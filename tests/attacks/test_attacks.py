@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 
 import attacks_first_papers
+import attacks_formulas
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,11 +56,20 @@ from fedjax_robust.attacks import (
 from fedjax_robust.attacks.poisons import label_flip
 from fedjax_robust.types import Attack, AttackerView, Client, Knowledge
 
-FAMILIES = (attacks_first_papers,)
+FAMILIES = (attacks_first_papers, attacks_formulas)
 ATTACKS: dict[str, Case] = {n: case for family in FAMILIES for n, case in family.ATTACKS.items()}
 VARIANTS: dict[str, Case] = {n: case for family in FAMILIES for n, case in family.VARIANTS.items()}
 # Public names without a line of their own.
-FOLDERS = {"backdoors", "divisions", "objectives", "optimised", "poisons", "repair_aware"}
+FOLDERS = {
+    "backdoors",
+    "directions",
+    "divisions",
+    "objectives",
+    "optimised",
+    "poisons",
+    "repair_aware",
+    "searches",
+}
 PARTIAL = [name for name, case in ATTACKS.items() if not case.attack.needs.others]
 CRAFTED = [name for name, case in ATTACKS.items() if case.draws > 2]
 every_attack = pytest.mark.parametrize("name", ATTACKS)
