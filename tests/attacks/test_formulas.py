@@ -18,7 +18,6 @@ from fedjax_robust.aggregators import (
     krum,
     mean,
     median,
-    multi_krum,
     norm_clipping,
     trimmed_mean,
 )
@@ -75,12 +74,14 @@ def view(
 
 
 @functools.cache
-def crafting(attack: Attack, rule: Aggregator | None, c: int, partial: bool) -> Callable:
+def crafting(
+    attack: Attack, rule: Aggregator | None, c: int, partial: bool, one_by_one: bool
+) -> Callable:
     def craft(honest: jax.Array, own: jax.Array) -> jax.Array:
         here = view(honest, own, rule, partial)
         return attack.craft(here, attack.init(here.params))[0][:c]
 
-    return jax.jit(craft)
+    return craft if one_by_one else jax.jit(craft)
 
 
 def sent(
@@ -89,10 +90,14 @@ def sent(
     c: int = 1,
     rule: Aggregator | None = None,
     own: np.ndarray | None = None,
+    one_by_one: bool = False,
 ) -> np.ndarray:
-    """What c attackers send; nothing may hang on their own rows if they see the others'."""
+    """What c attackers send; nothing may hang on their own rows if they see the others'.
+
+    ``one_by_one`` runs one operation after the other: attacks share these compilations."""
     own = np.full((c, honest.shape[1]), 7, honest.dtype) if own is None else own
-    return np.asarray(crafting(attack, rule, len(own), not attack.needs.others)(honest, own))
+    craft = crafting(attack, rule, len(own), not attack.needs.others, one_by_one)
+    return np.asarray(craft(honest, own))
 
 
 # --- By hand -------------------------------------------------------------------------------------------
@@ -135,7 +140,7 @@ def to_minus_one(mean: jax.Array, params: jax.Array) -> jax.Array:
     ],
 )
 def test_by_hand(attack: Attack, c: int, row: tuple) -> None:
-    np.testing.assert_allclose(sent(attack, c=c), [row] * c, atol=4e-6)
+    np.testing.assert_allclose(sent(attack, c=c, one_by_one=True), [row] * c, atol=4e-6)
 
 
 def test_gammas_by_hand() -> None:
@@ -149,7 +154,7 @@ def test_gammas_by_hand() -> None:
         (min_sum(DEVIATIONS), 1.5, 1.1666666667),
         (min_sum(DEVIATIONS, smallest=True), 1.5, 0.1666666667),
     ):
-        found = np.linalg.norm(sent(attack)[0] - centre) / length
+        found = np.linalg.norm(sent(attack, one_by_one=True)[0] - centre) / length
         assert found == pytest.approx(gamma, abs=4e-6)
 
 
@@ -188,16 +193,22 @@ def test_z_of_alie(n: int, c: int, z: float) -> None:
 
 
 def test_z_of_alie_of_who_is_there() -> None:
-    """25 rows of which 11 are malicious: 1.0676; with 13 of 27 absent honest ones, no majority: s = 1."""
+    """25 rows of which 11 are malicious: 1.0676. Where the malicious are most of them, s = 1: of 4 honest
+    rows (4 - 1) / 4. One honest row has no spread, and there is no z."""
     honest = np.array([[-1.0], [1.0]] * 7, np.float32)  # mean 0, std 1
-    assert sent(alie(), honest, 11)[0, 0] == pytest.approx(1.0675705238, abs=1e-5)
-    few = sent(alie(), honest[:4], 11)[0, 0]  # n = 15, c = 11: (4 - 1) / 4
-    assert few == pytest.approx(0.6744897502, abs=1e-5)
-    assert sent(alie(), honest[:1], 11)[0, 0] == -1  # one honest row: no spread, no z
-    own = np.repeat(honest, 2, axis=0)[:10]  # partial: n = 14, c = 10
-    assert sent(alie(partial=True), honest[:4], own=own)[0, 0] == pytest.approx(
-        own.mean() + own.std() * 0.6744897502, abs=1e-5
-    )
+    here = view(honest, np.full((11, 1), 7, np.float32))
+
+    @jax.jit
+    def craft(present: jax.Array) -> jax.Array:
+        seen = here._replace(
+            updates=jnp.where(present[:, None], here.updates, 0),
+            visible=present,
+            reference=here.reference & present,
+        )
+        return alie().craft(seen, ())[0][0, 0]
+
+    for number, z in ((14, 1.0675705238), (4, 0.6744897502), (1, -1.0), (0, 0.0)):
+        assert craft(np.arange(25) < 11 + number) == pytest.approx(z, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -226,15 +237,14 @@ def test_alie_refuses(arguments: dict, message: str) -> None:
 )
 def test_examples_of_byzfl(attack: Attack, row: tuple) -> None:
     """Printed in its docstrings."""
-    np.testing.assert_allclose(sent(attack, BYZFL), [row], rtol=1e-6)
+    np.testing.assert_allclose(sent(attack, BYZFL, one_by_one=True), [row], rtol=1e-6)
 
 
 def test_linear_combination_hits_its_target() -> None:
     """What the mean of the package makes of it, weighted too; and back to a model."""
     honest = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
-    for c in (1, 3):
-        rows = np.concatenate([sent(linear_combination(), honest, c), honest])
-        np.testing.assert_allclose(mean()(rows), -honest.mean(axis=0), atol=1e-6)
+    rows = np.concatenate([sent(linear_combination(), honest, 2), honest])
+    np.testing.assert_allclose(mean()(rows), -honest.mean(axis=0), atol=1e-6)
     weights = np.array([2, 1, 5, 0.5, 3, 1, 4], np.float32)
     attack = linear_combination(to_minus_one, weights=weights)
     rows = np.concatenate([sent(attack, honest, 2), honest])
@@ -324,7 +334,7 @@ def test_min_max_keeps_its_promise_in_float32(name: str, direction: Callable) ->
     """The largest distance is the bound, neither more nor less, up to rounding of distances and of the
     row itself. Distances are those of the float32 rows, in float64."""
     honest = clouds()[name].astype(np.float32)
-    row = np.float64(sent(min_max(direction), honest)[0])
+    row = np.float64(sent(min_max(direction), honest, one_by_one=True)[0])
     exact = np.float64(honest)
     bound = max(ref.largest_distance(h, honest) for h in exact)
     largest = ref.largest_distance(row, honest)
@@ -333,7 +343,7 @@ def test_min_max_keeps_its_promise_in_float32(name: str, direction: Callable) ->
     if direction is not DEVIATIONS or name != "all the same":
         assert largest >= bound * (1 - 3e-6) - rounding
 
-    row = np.float64(sent(min_sum(direction), honest)[0])
+    row = np.float64(sent(min_sum(direction), honest, one_by_one=True)[0])
     scale = np.max(np.abs(exact))
     bound = max(ref.sum_of_squares(h / scale, exact / scale) for h in exact)
     root = math.sqrt(ref.sum_of_squares(row / scale, exact / scale))
@@ -513,8 +523,8 @@ def moves(rule: Callable, honest: np.ndarray, rows: np.ndarray) -> float:
 CLOUD = (0.4 + np.random.default_rng(1).normal(size=(10, 4))).astype(np.float32)
 
 
-@pytest.mark.parametrize("rule", [trimmed_mean(3), median()], ids=["trimmed_mean", "median"])
-def test_our_search_is_no_worse_than_the_published(rule: Aggregator) -> None:
+def test_our_search_is_no_worse_than_the_published() -> None:
+    rule = trimmed_mean(3)
     ours, theirs, other = (
         moves(rule, CLOUD, sent(line_search(alie, search), CLOUD, 3, rule))
         for search in (None, searches.byzfl(), searches.byzantine_momentum())
@@ -569,10 +579,9 @@ def test_tailored_to_a_trimmed_mean_saturates() -> None:
     ("rule", "selection"),
     [
         (krum(3), lambda x: [ref.krum_index(x, 3)]),
-        (multi_krum(3), lambda x: ref.multi_krum_selection(x, 3)),
         (bulyan(2), lambda x: ref.bulyan_selection(x, 2)),
     ],
-    ids=["krum", "multi_krum", "bulyan"],
+    ids=["krum", "bulyan"],
 )
 def test_tailored_to_selection_goes_as_far_as_it_can(rule: Aggregator, selection: Callable) -> None:
     """What the reference rule selects on the same grid, and nothing beyond a fine one."""
@@ -607,8 +616,8 @@ def test_tailored_selection_needs_a_rule_that_reports() -> None:
 
 def test_an_impossible_selection_sends_the_mean() -> None:
     """Honest rows that are all the same: whatever else is never among the closest."""
-    honest = np.tile(np.float32([1, -2, 3, 0.5]), (8, 1))
-    rows = sent(tailored_selection(multi_krum(2, 4)), honest, 2)
+    honest = np.tile(np.float32([1, -2, 3, 0.5]), (10, 1))
+    rows = sent(tailored_selection(krum(3)), honest, 2)
     np.testing.assert_allclose(rows, honest[:2], rtol=1e-6)
 
 
@@ -641,21 +650,14 @@ def run(sim: fr.Simulation, rounds: int = 3) -> tuple:
 
 
 def test_in_rounds_and_with_few_participants() -> None:
-    """Poisoned in the second round only: the first is an honest one. Some rounds of five clients have
-    no malicious one."""
+    """In rounds of five clients, some of them without a malicious one, the second alone poisoned."""
     struck = in_rounds(min_max(), np.array([False, True]))
     options = {"clients_per_round": 5, "aggregator": mean()}
-    honest, one, two, always = (
-        np.asarray(run(simulation(attack, **options), rounds)[0].params)
-        for attack, rounds in (
-            (fr.Attack(), 1),
-            (struck, 1),
-            (struck, 2),
-            (min_max(), 2),
-        )
+    once, always = (
+        np.asarray(run(simulation(attack, **options), 2)[0].params)
+        for attack in (struck, min_max())
     )
-    np.testing.assert_array_equal(honest, one)
-    assert np.all(np.isfinite(two)) and np.any(two != always)
+    assert np.all(np.isfinite(once)) and np.any(once != always)
 
 
 def test_searches_in_a_run_and_what_they_need() -> None:
@@ -672,15 +674,18 @@ def test_searches_in_a_run_and_what_they_need() -> None:
 
 def test_ascent_flips_one_step() -> None:
     """With one local step it is the sign flip of the own update; with several it is not."""
-    task, _ = problem()
+    task, data = problem()
+    own = fr.ClientData(data.examples, data.index[0], data.count[0])
 
-    def params(attack: Attack) -> np.ndarray:
-        return np.asarray(run(simulation(attack, Knowledge(), aggregator=mean()), 2)[0].params)
+    def update(steps: int, objective: Callable | None) -> np.ndarray:
+        client = fr.local_sgd(task, 0.1, None, steps=steps, objective=objective)
+        start = 0.1 + jnp.zeros_like(task.init(jax.random.key(0)))
+        train = jax.jit(lambda: client.update(jax.random.key(0), start, (), own)[0])
+        return np.asarray(train())
 
-    one = data_poisoning(fr.local_sgd(task, 0.1, None, objective=objectives.ascent))
-    np.testing.assert_allclose(params(one), params(sign_flip()), rtol=1e-5, atol=1e-7)
-    many = data_poisoning(fr.local_sgd(task, 0.1, None, steps=3, objective=objectives.ascent))
-    assert np.max(np.abs(params(many) - params(sign_flip()))) > 1e-3
+    np.testing.assert_allclose(update(1, objectives.ascent), -update(1, None), rtol=1e-6)
+    up, down = update(3, objectives.ascent), update(3, None)
+    assert np.linalg.norm(up) > np.linalg.norm(down) and np.max(np.abs(up + down)) > 1e-3
 
 
 def test_equal_attacks_are_one() -> None:

@@ -68,6 +68,11 @@ CASES = {
         attacks.first_order(steps=3),
         FULL,
     ),
+    "a search through the rule": (
+        aggregators.trimmed_mean(4),
+        attacks.line_search(attacks.alie, attacks.searches.byzfl(evals=3)),
+        FULL,
+    ),
 }
 
 
