@@ -310,7 +310,8 @@ def _flax_task(what: str, module: Any, sample: Array, rank: int) -> Task:
 def _flax_task_of(
     what: str, module: nn.Module, shape: tuple[int, ...], dtype: str, content: bytes, rank: int
 ) -> Task:
-    sample = jnp.asarray(np.frombuffer(content, jnp.dtype(dtype)).reshape(shape))
+    with jax.ensure_compile_time_eval():  # the task outlives a trace in which it is first made
+        sample = jnp.asarray(np.frombuffer(content, jnp.dtype(dtype)).reshape(shape))
     training, evaluation = _modes(module)
 
     def variables(key: Key) -> Tree:

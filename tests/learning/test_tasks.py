@@ -309,3 +309,22 @@ def test_batch_statistics_have_no_place():
 
     with pytest.raises(ValueError, match=r"batch_stats.*GroupNorm"):
         tasks.classification(Normalised(), jnp.zeros((1, 4)))
+
+
+def test_a_task_made_while_tracing_is_as_good_as_any():
+    """What is remembered for equal arguments must not hold a value of the trace."""
+
+    class Own(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3)(x)
+
+    def loss(x):
+        task = tasks.classification(Own(), x[:1])
+        params = task.init(jax.random.key(0))
+        return task.loss(params, {"x": x, "y": jnp.zeros(2, jnp.int32)})
+
+    x = jnp.ones((2, 5))
+    first = jax.jit(lambda x: jax.lax.map(loss, x[None]))(x)  # a trace in a trace
+    np.testing.assert_allclose(first, jax.jit(lambda x: loss(x))(x)[None])
+    np.testing.assert_allclose(first[0], loss(x))
