@@ -82,6 +82,7 @@ WITHOUT_A_LINE = dict.fromkeys(
         "Simulation",
         "Task",
         "attacks.backdoors.SemanticBackdoor",
+        "attacks.optimised.Found",
         "data.Dataset",
         "repairs.ConvolutionLayer",
     ],

@@ -26,6 +26,7 @@ from fedjax_robust.attacks.ipm import ipm
 from fedjax_robust.attacks.line_search import line_search
 from fedjax_robust.attacks.linear_combination import linear_combination
 from fedjax_robust.attacks.min_max import min_max, min_sum
+from fedjax_robust.attacks.optimised.adjoint import adjoint, aimed
 from fedjax_robust.attacks.optimised.first_order import first_order
 from fedjax_robust.attacks.optimised.fltrust import fltrust_adaptive
 from fedjax_robust.attacks.replacement import model_replacement, scaling, train_and_scale
@@ -35,6 +36,8 @@ from fedjax_robust.attacks.simple import constant, noise
 from fedjax_robust.attacks.tailored import tailored_displacement, tailored_selection
 
 __all__ = [
+    "adjoint",
+    "aimed",
     "alie",
     "anti_cge",
     "backdoors",

@@ -116,7 +116,7 @@ def fang_trim_deviation(b: float | Array = 2.0, *, on_updates: bool = False) -> 
     def craft(view: AttackerView, state: State) -> tuple[Array, State]:
         rule = _rule_of(view, "fang_trim_deviation")
         honest = view.visible & ~view.malicious
-        largest, smallest = _extremes(view.updates, honest)
+        largest, smallest = extremes(view.updates, honest)
         before = rule(view.updates)
 
         def deviation(value: Array) -> Array:
@@ -148,7 +148,7 @@ def _rule_of(view: AttackerView, what: str) -> Callable[[Array], Array]:
     return view.aggregate
 
 
-def _extremes(x: Array, rows: Array) -> tuple[Array, Array]:
+def extremes(x: Array, rows: Array) -> tuple[Array, Array]:
     """Column maxima and minima (d,), (d,) of some rows of (n, d); 0 if there are none."""
     some = jnp.any(rows)
     largest = jnp.max(jnp.where(rows[:, None], x, -jnp.inf), axis=0)
@@ -161,7 +161,7 @@ def _beyond_honest(
 ) -> tuple[_Interval, _Interval]:
     """Intervals of updates just above the honest maximum and just below the honest minimum."""
     base = jnp.zeros_like(view.params) if on_updates else view.params
-    largest, smallest = _extremes(view.updates, view.visible & ~view.malicious)
+    largest, smallest = extremes(view.updates, view.visible & ~view.malicious)
     top, bottom = base + largest, base + smallest
     above = (largest, jnp.where(top > 0, b * top, top / b) - base)
     below = (jnp.where(bottom > 0, bottom / b, b * bottom) - base, smallest)

@@ -11,6 +11,7 @@ import inspect
 import math
 from collections.abc import Callable
 
+import attacks_ahead
 import attacks_first_papers
 import attacks_formulas
 import jax
@@ -56,7 +57,7 @@ from fedjax_robust.attacks import (
 from fedjax_robust.attacks.poisons import label_flip
 from fedjax_robust.types import Attack, AttackerView, Client, Knowledge
 
-FAMILIES = (attacks_first_papers, attacks_formulas)
+FAMILIES = (attacks_ahead, attacks_first_papers, attacks_formulas)
 ATTACKS: dict[str, Case] = {n: case for family in FAMILIES for n, case in family.ATTACKS.items()}
 VARIANTS: dict[str, Case] = {n: case for family in FAMILIES for n, case in family.VARIANTS.items()}
 # Public names without a line of their own.

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fedjax_robust import checks
+from fedjax_robust.attacks.optimised.ascent import maximise
 from fedjax_robust.kernels.norms import changing_direction, direction_and_length
 from fedjax_robust.memo import same_for_equal_arguments
 from fedjax_robust.types import Array, Attack, AttackerView, Knowledge, State
@@ -67,20 +69,19 @@ def first_order(
             after = rule(jnp.concatenate([own, view.updates[c:]]))
             return jnp.dot(direction, before - after, precision="highest")
 
-        def step(carry: tuple[Array, Array, Array], i: Array) -> tuple[tuple, None]:
-            rows, best, best_gain = carry
-            value, slope = jax.value_and_grad(gain)(rows)
-            better = value > best_gain
-            best = jnp.where(better, rows, best)
-            slope = jnp.nan_to_num(slope, posinf=0.0, neginf=0.0)
-            size = lengths * step_size * (1 - i / steps)
-            rows = rows + size * direction_and_length(slope)[0]
-            rows = lengths * direction_and_length(rows)[0]
-            return (rows, best, jnp.where(better, value, best_gain)), None
+        def sphere(rows: Array) -> Array:
+            return lengths * direction_and_length(rows)[0]
 
-        carry = (rows, rows, jnp.full((), -jnp.inf, rows.dtype))
-        (rows, best, best_gain), _ = jax.lax.scan(step, carry, jnp.arange(steps))
-        return jnp.where(gain(rows) > best_gain, rows, best), state
+        return maximise(gain, rows, steps, turning(lengths), project=sphere).best, state
+
+    def turning(lengths: Array) -> optax.GradientTransformation:
+        """Each row moves by its length times the step size, less from step to step."""
+
+        def update(down: Array, i: Array, rows: Array | None = None) -> tuple[Array, Array]:
+            size = lengths * step_size * (1 - i / steps)
+            return size * direction_and_length(-down)[0], i + 1
+
+        return optax.GradientTransformation(lambda rows: jnp.int32(0), update)
 
     return Attack(craft=craft, needs=Knowledge(others=True, rule=True))
 
