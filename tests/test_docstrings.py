@@ -193,6 +193,8 @@ OWN = {
     "data_poisoning": "no method: any client",
     "other_label": "no method: random labels",
     "constant": "no method",
+    "maximise": "plain ascent",
+    "best_of": "plain ascent",
     "in_turn": "puts poisons together",
     "mask_trigger": "any pattern",
 }

@@ -229,7 +229,7 @@ def test_memory_grows_by_a_model_per_round():
 
 
 def test_looking_ahead_does_more_harm_than_looking_at_this_round():
-    """The trimmed mean in 40 rounds on digits: the loss ten rounds from now against Fang et al.'s side."""
+    """Trimmed mean, 40 rounds on digits: the loss ten rounds from now against Fang et al.'s side."""
     from fedjax_robust.data import load, partition
 
     digits = load("digits", key=jax.random.key(0))

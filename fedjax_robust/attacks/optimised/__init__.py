@@ -1,8 +1,8 @@
 """Attacks that climb an objective step by step: ``ascent`` is the loop.
 
-``first_order`` climbs by gradients through the server's rule, ``adjoint`` aims by one gradient through many
-rounds of a ``forecast``, ``fltrust`` climbs by differences along random directions, ``back_gradient`` by
-gradients through training, which ``through_training`` has.
+``first_order`` climbs by gradients through the server's rule, ``adjoint`` aims by one gradient through
+many rounds of a ``forecast``, ``fltrust`` climbs by differences along random directions,
+``back_gradient`` by gradients through training, which ``through_training`` has.
 """
 
 from fedjax_robust.attacks.optimised.adjoint import adjoint, aimed, steepest
