@@ -62,6 +62,7 @@ WITHOUT_EXAMPLE = {
     "fltrust_server",
     "fltrust_with_server",
     "server_update",
+    "zeno",
 }
 
 

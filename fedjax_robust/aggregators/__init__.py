@@ -3,6 +3,7 @@
 from fedjax_robust.aggregators import base
 from fedjax_robust.aggregators.base import mean
 from fedjax_robust.aggregators.bulyan import bulyan
+from fedjax_robust.aggregators.caf import caf
 from fedjax_robust.aggregators.clipping import norm_clipping
 from fedjax_robust.aggregators.coordinate import median, trimmed_mean
 from fedjax_robust.aggregators.detection import (
@@ -11,8 +12,18 @@ from fedjax_robust.aggregators.detection import (
     cosine_to_model,
     sybil_check,
 )
+from fedjax_robust.aggregators.dnc import dnc
+from fedjax_robust.aggregators.fair import fair, fair_by_quality
 from fedjax_robust.aggregators.fedavg import fedavg_eta
+from fedjax_robust.aggregators.flame import flame
 from fedjax_robust.aggregators.krum import krum, multi_krum
+from fedjax_robust.aggregators.lasa import lasa
+from fedjax_robust.aggregators.learned_credits import learned_credits, learned_credits_reinforce
+from fedjax_robust.aggregators.mda import mda
+from fedjax_robust.aggregators.mean_of_medians import mean_of_medians
+from fedjax_robust.aggregators.romoa import romoa
+from fedjax_robust.aggregators.signguard import signguard, signguard_dist, signguard_sim
+from fedjax_robust.aggregators.smea import smea
 from fedjax_robust.aggregators.trust import (
     fltrust,
     fltrust_no_norm,
@@ -24,15 +35,21 @@ from fedjax_robust.aggregators.trust import (
     trusted_mean,
 )
 from fedjax_robust.aggregators.validation import err, lfr, union
+from fedjax_robust.aggregators.zeno import zeno
 
 __all__ = [
     "accuracy_auditing",
     "auror",
     "base",
     "bulyan",
+    "caf",
     "cosine_to_model",
+    "dnc",
     "err",
+    "fair",
+    "fair_by_quality",
     "fedavg_eta",
+    "flame",
     "fltrust",
     "fltrust_no_norm",
     "fltrust_no_relu",
@@ -40,14 +57,25 @@ __all__ = [
     "fltrust_server",
     "fltrust_with_server",
     "krum",
+    "lasa",
+    "learned_credits",
+    "learned_credits_reinforce",
     "lfr",
+    "mda",
     "mean",
+    "mean_of_medians",
     "median",
     "multi_krum",
     "norm_clipping",
+    "romoa",
     "server_update",
+    "signguard",
+    "signguard_dist",
+    "signguard_sim",
+    "smea",
     "sybil_check",
     "trimmed_mean",
     "trusted_mean",
     "union",
+    "zeno",
 ]

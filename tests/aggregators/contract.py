@@ -18,11 +18,17 @@ import numpy as np
 import pytest
 import reference as ref
 import rules_first_papers
+import rules_spectral
+import rules_validated
 from rule import D, F, N, Rule
 
 from fedjax_robust.types import Received
 
-FAMILIES = (rules_first_papers,)
+FAMILIES = (
+    rules_first_papers,
+    rules_spectral,
+    rules_validated,
+)
 RULES: dict[str, Rule] = {name: rule for family in FAMILIES for name, rule in family.RULES.items()}
 assert len(RULES) == sum(len(family.RULES) for family in FAMILIES)
 # Public names without a line of their own.
