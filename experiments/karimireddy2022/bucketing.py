@@ -198,7 +198,7 @@ def rule_of(cell: study.Settings) -> fr.Aggregator:
         "Avg": aggregators.mean,
         "Krum": lambda: aggregators.krum(f),
         "median": aggregators.median,
-        "RFA": lambda: aggregators.rfa(steps=8, smoothing=NU * STEP, start=jnp.zeros_like),
+        "RFA": lambda: aggregators.rfa(steps=8, smoothing=NU * STEP, from_zero=True),
         "CClip": lambda: aggregators.centered_clipping(TAU * STEP, steps=3),
     }
     rule = make[cell["rule"]]()

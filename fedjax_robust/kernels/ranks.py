@@ -116,7 +116,19 @@ def mean_around_median(x: Array, present: Array, dropped: int | Array) -> Array:
     if checks.is_known(dropped) and dropped >= n:
         raise ValueError(f"mean_around_median needs dropped < n, got dropped={dropped}, n={n}")
     values, start, count = sort_present(x, present)
-    middle = middle_of_sorted(values, start, count)
+    return _window(values, start, count, middle_of_sorted(values, start, count), dropped)
+
+
+def mean_around(x: Array, present: Array, centre: Array, dropped: int | Array) -> Array:
+    """``mean_around_median`` with another centre (d,), which need not be a value of the column."""
+    values, start, count = sort_present(x, present)
+    return _window(values, start, count, centre, dropped)
+
+
+def _window(
+    values: Array, start: Array, count: Array, middle: Array, dropped: int | Array
+) -> Array:
+    n = values.shape[0]
     kept = jnp.maximum(count - dropped, 1)
     shifts = jnp.arange(int(dropped) if checks.is_known(dropped) else n - 1)
     left = jnp.take(values, start + shifts, axis=0, mode="clip")

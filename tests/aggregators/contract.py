@@ -18,22 +18,27 @@ import numpy as np
 import pytest
 import reference as ref
 import rules_first_papers
+import rules_medians
 import rules_spectral
 import rules_validated
+import rules_wrappers
 from rule import D, F, N, Rule
 
 from fedjax_robust.types import Received
 
 FAMILIES = (
     rules_first_papers,
+    rules_medians,
     rules_spectral,
     rules_validated,
+    rules_wrappers,
 )
 RULES: dict[str, Rule] = {name: rule for family in FAMILIES for name, rule in family.RULES.items()}
 assert len(RULES) == sum(len(family.RULES) for family in FAMILIES)
 # Public names without a line of their own.
 EXCEPTIONS = {
     "base": "a module: how functions become rules",
+    "median_of_means": "groups are of client ids, which deletion would renumber: test_medians.py",
     "server_update": "what the server of FLTrust's rules trains, no rule",
     "trusted_mean": "the kernel of FLTrust's rules, no rule",
     "privacy_spent": "an accountant",
