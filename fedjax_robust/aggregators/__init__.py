@@ -7,6 +7,7 @@ from fedjax_robust.aggregators.bucketing import bucketing
 from fedjax_robust.aggregators.bulyan import bulyan
 from fedjax_robust.aggregators.caf import caf
 from fedjax_robust.aggregators.cao_lai import cao_lai
+from fedjax_robust.aggregators.centered_clipping import centered_clipping
 from fedjax_robust.aggregators.cge import cge
 from fedjax_robust.aggregators.clipping import norm_clipping
 from fedjax_robust.aggregators.coordinate import median, trimmed_mean
@@ -56,6 +57,7 @@ __all__ = [
     "bulyan",
     "caf",
     "cao_lai",
+    "centered_clipping",
     "cge",
     "cosine_to_model",
     "deepsight",

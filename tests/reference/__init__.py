@@ -39,6 +39,13 @@ from reference.bagdasaryan2020 import (
     word_lstm,
 )
 from reference.dba2020 import distributed
+from reference.deepsight2022 import (
+    clipped_at_median,
+    deepsight_accepted,
+    deepsight_clusters,
+    hdbscan,
+    update_energies,
+)
 from reference.engine import federated_round, softmax, softmax_regression_sgd
 from reference.fang2020 import (
     KrumAttack,
@@ -148,6 +155,12 @@ from reference.validated import (
     zeno_scores,
     zeno_selection,
 )
+from reference.wrappers import (
+    bucketing,
+    buckets,
+    centered_clipping,
+    clipped_to,
+)
 from reference.wu2020 import add_triggered_victims, mask_trigger
 
 __all__ = [
@@ -165,6 +178,8 @@ __all__ = [
     "auror_selection",
     "back_gradient",
     "backdoored_copies",
+    "bucketing",
+    "buckets",
     "bulyan",
     "bulyan_selection",
     "byz_mean",
@@ -172,7 +187,10 @@ __all__ = [
     "byzfl_search",
     "caf",
     "caf_weights",
+    "centered_clipping",
     "changing_direction",
+    "clipped_at_median",
+    "clipped_to",
     "constrain_and_scale",
     "converged",
     "cosine_distance",
@@ -180,6 +198,8 @@ __all__ = [
     "credit_reward",
     "credit_slope",
     "credits_of",
+    "deepsight_accepted",
+    "deepsight_clusters",
     "diameter",
     "direction_agreement",
     "dirichlet_truncated",
@@ -215,6 +235,7 @@ __all__ = [
     "fltrust_with_server",
     "gaussian_moments",
     "halving_search",
+    "hdbscan",
     "impacts",
     "krum",
     "krum_index",
@@ -280,6 +301,7 @@ __all__ = [
     "towards_unit",
     "trimmed_mean",
     "turn",
+    "update_energies",
     "word_backdoor",
     "word_lstm",
     "zeno_scores",

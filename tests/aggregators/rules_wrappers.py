@@ -1,0 +1,38 @@
+"""The lines of what stands before or after other rules.
+
+Bucketing's own order is random by client, and a client keeps its number if another is deleted; the
+table deletes rows and numbers the rest anew, so here the order is that of the ids. The random one is
+tested in ``test_wrappers.py``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import reference as ref
+from rule import Rule
+
+from fedjax_robust.aggregators import bucketing, centered_clipping, median
+
+MEDIAN = median()
+
+
+def by_id(key: object, ids: object) -> object:
+    return ids
+
+
+RULES = {
+    "bucketing": Rule(
+        lambda f: bucketing(2, order=by_id, base=MEDIAN),
+        lambda x, f, w: ref.bucketing(x, 2, np.arange(len(x)), ref.median, w),
+        lambda f: 4 * f + 1,
+        weighted=True,
+        ordered=True,
+    ),
+    "centered_clipping": Rule(
+        lambda f: centered_clipping(0.8, 3),
+        lambda x, f, w: ref.centered_clipping(x, 0.8, 3, np.zeros(x.shape[1]), w)[0],
+        lambda f: 1,
+        robust=False,
+        equivariant=False,
+    ),
+}

@@ -1,0 +1,193 @@
+"""What stands before or after other rules: by hand, several rounds, and behind one another."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference as ref
+from rules_wrappers import by_id
+
+from fedjax_robust.aggregators import (
+    bucketing,
+    centered_clipping,
+    krum,
+    mean,
+    median,
+    multi_krum,
+    norm_clipping,
+)
+from fedjax_robust.aggregators.bucketing import shuffled
+from fedjax_robust.types import Aggregator, Received
+
+# The rows of the hand values; the first one is malicious.
+U = np.array([[10, -8], [1, 0], [0, 2], [1, 1], [3, 1]], np.float32)
+
+
+def received(x, weights=None, ids=None, params=None, key=0):
+    n, d = x.shape
+    return Received(
+        jnp.asarray(x),
+        jnp.asarray(np.ones(n, x.dtype) if weights is None else weights),
+        jnp.asarray(np.arange(n) if ids is None else ids, jnp.int32),
+        jnp.zeros(d, x.dtype) if params is None else jnp.asarray(params, x.dtype),
+        jax.random.key(key) if isinstance(key, int) else key,
+    )
+
+
+def seen(base: Aggregator) -> Aggregator:
+    """A base without a memory, whose state is what it received."""
+
+    def aggregate(r, state):
+        result, _, info = base.aggregate(r, ())
+        return result, (r.updates, r.weights, r.ids), info
+
+    return Aggregator(base.init, aggregate)
+
+
+def rounds(seed, d, num_clients, number, dtype=np.float64):
+    """Rows, ids and weights of several rounds in which five of the clients take part, one is absent."""
+    rng = np.random.default_rng(seed)
+    for _ in range(number):
+        x = (0.5 + rng.normal(size=(5, d))).astype(dtype)
+        weights = rng.uniform(0.5, 2, 5)
+        weights[rng.integers(5)] = 0
+        yield x, np.sort(rng.permutation(num_clients)[:5]), weights
+
+
+# --- Bucketing -------------------------------------------------------------------------------------
+
+
+def test_bucketing_by_hand() -> None:
+    rule = bucketing(2, order=by_id, base=seen(median()))
+    weights = np.array([1, 3, 2, 0, 0.5], np.float32)
+    # Without weights; then with: (0, 1), (2, 4), and the third bucket is absent.
+    result, inner, _ = rule.aggregate(received(U), ())
+    np.testing.assert_allclose(inner[0], [[5.5, -4], [0.5, 1.5], [3, 1]], rtol=1e-6)
+    np.testing.assert_allclose(result, [3, 1], rtol=1e-6)
+    _, (rows, masses, ids), _ = rule.aggregate(received(U, weights), ())
+    np.testing.assert_allclose(rows, [[3.25, -2], [0.6, 1.8], [0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(masses, [4, 2.5, 0])
+    np.testing.assert_array_equal(ids, [0, 1, 2])
+    # The mean of the means is the mean, whatever the order.
+    for key in range(3):
+        for w in (None, weights):
+            result = bucketing(2)(U, w, key=jax.random.key(key))
+            np.testing.assert_allclose(result, mean()(U, w), rtol=1e-5)
+
+
+def test_bucketing_draws_by_client_and_round() -> None:
+    """Rows in another order, and rows fewer, change no other client's number."""
+    rng = np.random.default_rng(0)
+    x, weights = rng.normal(size=(9, 3)).astype(np.float32), np.ones(9, np.float32)
+    weights[[2, 5]] = 0
+    rule, kept = bucketing(2, base=median()), weights > 0
+    ids, order = np.arange(9) + 4, rng.permutation(9)
+    call = jax.jit(lambda r: rule.aggregate(r, ())[0])
+    results = []
+    for key in range(3):
+        result = call(received(x, weights, ids, key=key))
+        np.testing.assert_allclose(
+            call(received(x[order], weights[order], ids[order], key=key)), result, rtol=1e-6
+        )
+        np.testing.assert_array_equal(
+            call(received(x[kept], weights[kept], ids[kept], key=key)), result
+        )
+        draw = jax.random.split(jax.random.key(key))[0]
+        numbers = np.asarray(shuffled(draw, jnp.asarray(ids)))
+        expected = ref.bucketing(x, 2, numbers, ref.median, weights)
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+        results.append(np.asarray(result))
+    assert len({r.tobytes() for r in results}) == 3
+
+
+def test_every_pair_shares_a_bucket_equally_often() -> None:
+    """In 6,000 rounds of 5 rows: two of the ten pairs in each."""
+    keys = jax.random.split(jax.random.key(1), 6000)
+    x = np.eye(5, dtype=np.float32)
+    rule = bucketing(2, base=seen(mean()))
+    rows = jax.vmap(lambda key: rule.aggregate(received(x, key=key), ())[1][0])(keys)
+    members = (np.asarray(rows) > 0).astype(int)
+    together = np.einsum("kbi,kbj->ij", members, members)
+    others = together[~np.eye(5, dtype=bool)]
+    assert np.all(np.abs(others - 1200) < 5 * np.sqrt(6000 * 0.2 * 0.8))
+
+
+def test_what_the_rule_behind_bucketing_is_told() -> None:
+    krum_behind = bucketing(2, base=krum(1))
+    with pytest.raises(
+        ValueError,
+        match=r"bucketing\(size=2\) gives its base ceil\(n / size\) = 4 of n=8 rows, which it "
+        r"refuses: krum needs n > 2f \+ 2, got n=4, f=1",
+    ):
+        krum_behind(np.ones((8, 3), np.float32))
+    # Which buckets were selected is no report on clients.
+    x = np.random.default_rng(2).normal(size=(9, 3)).astype(np.float32)
+    rule = bucketing(2, base=multi_krum(1))
+    assert rule.aggregate(received(x), ())[2] == {}
+    # A bucket is a client: a memory by client is one by bucket.
+    sizes = bucketing(4, base=Aggregator(lambda n, params: jnp.zeros(n), mean().aggregate))
+    assert sizes.init(10, jnp.zeros(3)).shape == (3,)
+
+
+def test_bucketing_of_large_weights() -> None:
+    x = np.array([[1.0], [3.0], [8.0]], np.float32)
+    weights = np.array([3e38, 3e38, 3e38], np.float32)
+    np.testing.assert_allclose(bucketing(2, order=by_id, base=median())(x, weights), [5], rtol=1e-6)
+
+
+# --- Centred clipping ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bound", "steps", "expected"),
+    [
+        (1.0, 1, [0.6873317777, 0.2797278999]),
+        (1.0, 3, [1.2694376708, 0.5656307465]),
+        (2.0, 1, [1.091820843, 0.4766130874]),
+        (100.0, 1, [3, -0.8]),
+    ],
+)
+def test_centered_clipping_by_hand(bound: float, steps: int, expected: list[float]) -> None:
+    np.testing.assert_allclose(centered_clipping(bound, steps)(U), expected, rtol=1e-6)
+    if steps == 1:  # from zero it is the mean of the clipped rows
+        np.testing.assert_allclose(norm_clipping(bound)(U), expected, rtol=1e-6)
+
+
+def test_centered_clipping_goes_on_from_the_last_aggregate() -> None:
+    rule = centered_clipping(1.0)
+    state = rule.init(5, jnp.zeros(2))
+    _, state, info = rule.aggregate(received(U), state)
+    np.testing.assert_array_equal(info["clipped"], [1, 0, 1, 1, 1])
+    result, state, _ = rule.aggregate(received(U), state)
+    np.testing.assert_allclose(result, [1.0786139592, 0.4801437573], rtol=1e-6)
+    # Nobody comes: the model stays, and so does the memory.
+    nobody, after, info = rule.aggregate(received(U, np.zeros(5)), state)
+    assert not np.any(nobody) and not np.any(info["clipped"])
+    np.testing.assert_array_equal(after, state)
+
+
+def test_centered_clipping_over_rounds() -> None:
+    rule = centered_clipping(0.7, 2)
+    with jax.enable_x64(True):
+        aggregate, state = jax.jit(rule.aggregate), rule.init(9, jnp.zeros(4, jnp.float64))
+        v = np.zeros(4)
+        for x, ids, weights in rounds(1, 4, 9, 5):
+            result, state, _ = aggregate(received(x, weights, ids), state)
+            expected, v = ref.centered_clipping(x, 0.7, 2, v, weights)
+            np.testing.assert_allclose(result, expected, rtol=1e-9)
+            np.testing.assert_allclose(state, v, rtol=1e-9)
+
+
+def test_centered_clipping_at_the_ends_of_the_range() -> None:
+    """Differences of 6e38 are clipped, not infinite; rows of 1e-30 stay what they are."""
+    x = np.array([[3e38, 0], [3e38, 0], [1, 2]], np.float32)
+    rule = centered_clipping(1e38)
+    result, _, _ = rule.aggregate(received(x), jnp.array([-3e38, 0]))
+    np.testing.assert_allclose(result, [-2e38, 0], rtol=1e-6, atol=1)
+    tiny = np.float32(1e-30) * U
+    for bound, expected in [(1e-30, [0.6873317777e-30, 0.2797278999e-30]), (1.0, [3e-30, -8e-31])]:
+        np.testing.assert_allclose(centered_clipping(bound)(tiny), expected, rtol=1e-5)
