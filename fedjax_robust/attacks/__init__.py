@@ -25,6 +25,7 @@ from fedjax_robust.attacks.fang_trim import fang_trim_deviation, fang_trim_full,
 from fedjax_robust.attacks.ipm import ipm
 from fedjax_robust.attacks.line_search import line_search
 from fedjax_robust.attacks.linear_combination import linear_combination
+from fedjax_robust.attacks.mimic import mimic, mimic_one
 from fedjax_robust.attacks.min_max import min_max, min_sum
 from fedjax_robust.attacks.optimised.adjoint import adjoint, aimed
 from fedjax_robust.attacks.optimised.first_order import first_order
@@ -58,6 +59,8 @@ __all__ = [
     "ipm",
     "line_search",
     "linear_combination",
+    "mimic",
+    "mimic_one",
     "min_max",
     "min_sum",
     "model_replacement",

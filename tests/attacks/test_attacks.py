@@ -14,6 +14,7 @@ from collections.abc import Callable
 import attacks_ahead
 import attacks_first_papers
 import attacks_formulas
+import attacks_memory
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,7 +58,7 @@ from fedjax_robust.attacks import (
 from fedjax_robust.attacks.poisons import label_flip
 from fedjax_robust.types import Attack, AttackerView, Client, Knowledge
 
-FAMILIES = (attacks_ahead, attacks_first_papers, attacks_formulas)
+FAMILIES = (attacks_ahead, attacks_first_papers, attacks_formulas, attacks_memory)
 ATTACKS: dict[str, Case] = {n: case for family in FAMILIES for n, case in family.ATTACKS.items()}
 VARIANTS: dict[str, Case] = {n: case for family in FAMILIES for n, case in family.VARIANTS.items()}
 # Public names without a line of their own.
