@@ -2,6 +2,7 @@
 
 from fedjax_robust.aggregators import base
 from fedjax_robust.aggregators.aksel import aksel
+from fedjax_robust.aggregators.arc import arc
 from fedjax_robust.aggregators.base import mean
 from fedjax_robust.aggregators.bucketing import bucketing
 from fedjax_robust.aggregators.bulyan import bulyan
@@ -31,6 +32,8 @@ from fedjax_robust.aggregators.mean_around import mean_around_median, phocas
 from fedjax_robust.aggregators.mean_of_medians import mean_of_medians
 from fedjax_robust.aggregators.median_of_means import median_of_means, vrmom
 from fedjax_robust.aggregators.monna import monna
+from fedjax_robust.aggregators.nnm import nnm
+from fedjax_robust.aggregators.rlr import rlr
 from fedjax_robust.aggregators.romoa import romoa
 from fedjax_robust.aggregators.sign_majority import sign_majority
 from fedjax_robust.aggregators.signguard import signguard, signguard_dist, signguard_sim
@@ -51,6 +54,7 @@ from fedjax_robust.aggregators.zeno import zeno
 __all__ = [
     "accuracy_auditing",
     "aksel",
+    "arc",
     "auror",
     "base",
     "bucketing",
@@ -87,9 +91,11 @@ __all__ = [
     "median_of_means",
     "monna",
     "multi_krum",
+    "nnm",
     "norm_clipping",
     "phocas",
     "rfa",
+    "rlr",
     "romoa",
     "server_update",
     "sign_majority",

@@ -72,7 +72,7 @@ def bucketing(
     def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
         received = cleaned(received)
         updates, weights = received.updates, received.weights
-        n, d = updates.shape
+        n = updates.shape[0]
         number = -(-n // size)
         draw, rest = jax.random.split(received.key)
         numbers = order(draw, received.ids)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 import reference as ref
-from rule import Rule
+from rule import TIES, Rule
 
-from fedjax_robust.aggregators import bucketing, centered_clipping, median
+from fedjax_robust.aggregators import arc, bucketing, centered_clipping, median, nnm, rlr
 
 MEDIAN = median()
 
@@ -33,6 +33,30 @@ RULES = {
         lambda x, f, w: ref.centered_clipping(x, 0.8, 3, np.zeros(x.shape[1]), w)[0],
         lambda f: 1,
         robust=False,
+        equivariant=False,
+    ),
+    "nnm": Rule(
+        lambda f: nnm(f, base=MEDIAN),
+        lambda x, f, w: ref.nnm(x, f, ref.median, w),
+        lambda f: 2 * f + 1,
+        excluded=TIES,
+        excluded_float64=TIES,
+        ordered=True,
+    ),
+    "arc": Rule(
+        arc,
+        lambda x, f, w: ref.arc(x, f, ref.mean, w),
+        lambda f: 2 * f + 1,
+        robust=False,
+        weighted=True,
+        equivariant=False,
+    ),
+    "rlr": Rule(
+        lambda f: rlr(f + 1),
+        lambda x, f, w: ref.rlr(x, f + 1, ref.mean, w),
+        lambda f: 2 * f + 1,
+        robust=False,
+        weighted=True,
         equivariant=False,
     ),
 }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,13 +10,16 @@ import reference as ref
 from rules_wrappers import by_id
 
 from fedjax_robust.aggregators import (
+    arc,
     bucketing,
     centered_clipping,
     krum,
     mean,
     median,
     multi_krum,
+    nnm,
     norm_clipping,
+    rlr,
 )
 from fedjax_robust.aggregators.bucketing import shuffled
 from fedjax_robust.types import Aggregator, Received
@@ -191,3 +192,93 @@ def test_centered_clipping_at_the_ends_of_the_range() -> None:
     tiny = np.float32(1e-30) * U
     for bound, expected in [(1e-30, [0.6873317777e-30, 0.2797278999e-30]), (1.0, [3e-30, -8e-31])]:
         np.testing.assert_allclose(centered_clipping(bound)(tiny), expected, rtol=1e-5)
+
+
+# --- NNM, ARC, RLR ---------------------------------------------------------------------------------
+
+
+def rows_of(rule_of_base, x: np.ndarray) -> np.ndarray:
+    """What a wrapper makes of the rows."""
+    return np.asarray(rule_of_base(seen(median())).aggregate(received(x), ())[1][0])
+
+
+def test_nnm_by_hand() -> None:
+    mixed = rows_of(lambda base: nnm(1, base=base), U)
+    np.testing.assert_allclose(mixed, [[3.75, -1.5]] + 4 * [[1.25, 1]], rtol=1e-6)
+    np.testing.assert_allclose(nnm(1, base=median())(U), [1.25, 1], rtol=1e-6)
+    np.testing.assert_allclose(nnm(1)(U), [1.75, 0.5], rtol=1e-6)
+    # As ByzFL documents it.
+    x = np.arange(1.0, 10).reshape(3, 3).astype(np.float32)
+    mixed = rows_of(lambda base: nnm(1, base=base), x)
+    np.testing.assert_allclose(mixed, [[2.5, 3.5, 4.5], [2.5, 3.5, 4.5], [5.5, 6.5, 7.5]])
+
+
+def test_nnm_of_rows_infinitely_far_away() -> None:
+    """A row beyond a quarter of the largest float has itself and the first present rows."""
+    x = np.array([[7, 7], [1, 0], [0, 1], [3e38, 3e38], [1, 1]], np.float32)
+    weights = np.array([0, 1, 1, 1, 1], np.float32)
+    rule = nnm(1, base=seen(median()))
+    _, (mixed, masses, ids), _ = rule.aggregate(received(x, weights), ())
+    np.testing.assert_allclose(mixed[1:3], [[2 / 3, 2 / 3]] * 2, rtol=1e-6)
+    np.testing.assert_allclose(mixed[3], [1e38, 1e38], rtol=1e-6)
+    assert not np.any(mixed[0])
+    np.testing.assert_array_equal(masses, weights)
+    np.testing.assert_array_equal(ids, np.arange(5))
+
+
+def test_mixed_rows_are_not_reported_as_clients() -> None:
+    x = np.random.default_rng(3).normal(size=(9, 4)).astype(np.float32)
+    assert set(multi_krum(1).aggregate(received(x), ())[2]) == {"selected"}
+    assert nnm(1, base=multi_krum(1)).aggregate(received(x), ())[2] == {}
+    behind = arc(1, base=nnm(1, base=rlr(2, base=multi_krum(1)))).aggregate(received(x), ())[2]
+    assert set(behind) == {"clipped", "flipped"}
+    assert set(arc(1, base=multi_krum(1)).aggregate(received(x), ())[2]) == {"clipped", "selected"}
+
+
+def test_arc_by_hand() -> None:
+    short = rows_of(lambda base: arc(1, base=base), U)
+    np.testing.assert_allclose(short[0], [2.4693239916, -1.9754591933], rtol=1e-6)
+    np.testing.assert_array_equal(short[1:], U[1:])
+    np.testing.assert_allclose(arc(1)(U), [1.4938647983, 0.4049081613], rtol=1e-6)
+    info = arc(1).aggregate(received(U), ())[2]
+    np.testing.assert_array_equal(info["clipped"], [1, 0, 0, 0, 0])
+    # As ByzFL documents it.
+    x = np.arange(1.0, 10).reshape(3, 3).astype(np.float32)
+    short = rows_of(lambda base: arc(1, base=base), x)
+    np.testing.assert_allclose(short[2], [4.41004009, 5.04004582, 5.67005155], rtol=1e-6)
+    np.testing.assert_array_equal(short[:2], x[:2])
+    np.testing.assert_array_equal(rows_of(lambda base: arc(0, base=base), U), U)
+
+
+def test_arc_counts_present_rows() -> None:
+    """f = 2: of 9 rows 3 are clipped, of 5 rows 2, of 3 rows 1, of 2 rows none."""
+    x = np.diag(np.arange(1, 10)).astype(np.float32)
+    for n, clipped in [(9, 3), (5, 2), (3, 1), (2, 0), (0, 0)]:
+        weights = (np.arange(9) < n).astype(np.float32)
+        info = arc(2).aggregate(received(x, weights), ())[2]
+        np.testing.assert_array_equal(
+            np.flatnonzero(info["clipped"]), np.arange(n - clipped, n), err_msg=str(n)
+        )
+
+
+def test_rlr_by_hand() -> None:
+    """The signs sum to (4, 2), the mean is (3, -0.8)."""
+    for threshold, expected in [(0, [3, -0.8]), (2, [3, -0.8]), (3, [3, 0.8]), (4, [3, 0.8])]:
+        np.testing.assert_allclose(rlr(threshold)(U), expected, rtol=1e-6)
+    np.testing.assert_allclose(rlr(5)(U), [-3, 0.8], rtol=1e-6)
+    assert rlr(3).aggregate(received(U), ())[2]["flipped"] == 0.5
+    # Votes are not weighted, and absent rows have none.
+    weights = np.array([100, 1, 1, 0, 1], np.float32)
+    for threshold, expected in [(1, [1, -1]), (3, [1, 1]), (4, [-1, 1])]:
+        result = rlr(threshold)(U, weights)
+        np.testing.assert_array_equal(np.sign(result), expected)
+
+
+@pytest.mark.parametrize("make", [nnm, arc], ids=["nnm", "arc"])
+def test_f_may_be_traced(make) -> None:
+    """Of several f at once, as of each alone; and of too many malicious rows."""
+    results = jax.vmap(lambda f: make(f, base=median())(U))(jnp.arange(3))
+    for f in range(3):
+        np.testing.assert_allclose(results[f], make(f, base=median())(U), rtol=1e-6)
+    with pytest.raises(ValueError, match=rf"{make.__name__} needs n > 2f, got n=5, f=3"):
+        make(3)(U)

@@ -156,10 +156,15 @@ from reference.validated import (
     zeno_selection,
 )
 from reference.wrappers import (
+    arc,
+    arc_rows,
     bucketing,
     buckets,
     centered_clipping,
     clipped_to,
+    mixed_rows,
+    nnm,
+    rlr,
 )
 from reference.wu2020 import add_triggered_victims, mask_trigger
 
@@ -175,6 +180,8 @@ __all__ = [
     "alie",
     "alie_z",
     "anti_cge",
+    "arc",
+    "arc_rows",
     "auror_selection",
     "back_gradient",
     "backdoored_copies",
@@ -259,11 +266,13 @@ __all__ = [
     "median",
     "min_max_gamma",
     "min_sum_gamma",
+    "mixed_rows",
     "multi_krum",
     "multi_krum_selection",
     "mz_scores",
     "nasty_matrices",
     "next_word_loss",
+    "nnm",
     "norm_bounded",
     "norm_clipping",
     "onto_simplex",
@@ -278,6 +287,7 @@ __all__ = [
     "received_rows",
     "replace_by",
     "replace_rows",
+    "rlr",
     "romoa",
     "rotate",
     "scaling",

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from reference.rows import Array, present
+from reference.rows import Array, length_of, present
 
 Base = Callable[[Array, Array], Array]
 
@@ -45,8 +45,7 @@ def bucketing(
 
 def clipped_to(x: Array, bound: float) -> Array:
     """One vector at length ``bound``, if it is longer."""
-    longest = np.max(np.abs(x), initial=0.0)
-    length = longest * np.sqrt(np.sum((x / longest) ** 2)) if longest > 0 else 0.0
+    length = length_of(x)
     return x * (bound / length) if length > bound else x
 
 
@@ -60,3 +59,49 @@ def centered_clipping(
     for _ in range(steps):
         v = v + sum(clipped_to(row - v, bound) for row in rows) / len(rows)
     return v, v
+
+
+# --- Allouah et al., AISTATS 2023 and ICLR 2025 ----------------------------------------------------
+
+
+def mixed_rows(rows: Array, f: int) -> Array:
+    """Nearest neighbour mixing of present rows: each becomes the mean of the n - f nearest to it."""
+    mixed = np.zeros(np.shape(rows))
+    for i, row in enumerate(rows):
+        distances = [length_of(other - row) for other in rows]
+        distances[i] = -1.0
+        order = sorted(range(len(rows)), key=lambda j: (distances[j], j))
+        near = order[: max(len(rows) - f, 1)]
+        mixed[i] = sum(rows[j] for j in near) / len(near)
+    return mixed
+
+
+def nnm(updates: Array, f: int, base: Base, weights: Array | None = None) -> Array:
+    """A rule on the mixed rows, which keep their weights."""
+    rows, weights, _ = present(updates, weights)
+    return base(mixed_rows(rows, f), weights)
+
+
+def arc_rows(rows: Array, f: int) -> Array:
+    """Present rows of which the floor(2 f / n (n - f)) longest are clipped at the next length."""
+    if len(rows) <= f:
+        return rows
+    lengths = sorted((length_of(row) for row in rows), reverse=True)
+    bound = lengths[2 * f * (len(rows) - f) // len(rows)]
+    return np.array([clipped_to(row, bound) for row in rows])
+
+
+def arc(updates: Array, f: int, base: Base, weights: Array | None = None) -> Array:
+    """A rule on the clipped rows."""
+    rows, weights, _ = present(updates, weights)
+    return base(arc_rows(rows, f), weights)
+
+
+# --- Ozdayi, Kantarcioglu, Gel, AAAI 2021 ----------------------------------------------------------
+
+
+def rlr(updates: Array, threshold: float, base: Base, weights: Array | None = None) -> Array:
+    """Eq. 3: a rule's result, with the other sign where the rows' signs sum to less than theta."""
+    rows, weights, _ = present(updates, weights)
+    votes = abs(np.sum(np.sign(rows), axis=0))
+    return np.where(votes >= threshold, 1, -1) * base(rows, weights)
