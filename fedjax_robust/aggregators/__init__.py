@@ -12,6 +12,7 @@ from fedjax_robust.aggregators.centered_clipping import centered_clipping
 from fedjax_robust.aggregators.cge import cge
 from fedjax_robust.aggregators.clipping import norm_clipping
 from fedjax_robust.aggregators.coordinate import median, trimmed_mean
+from fedjax_robust.aggregators.crfl import crfl, crfl_radius, crfl_shares, crfl_votes
 from fedjax_robust.aggregators.deepsight import deepsight
 from fedjax_robust.aggregators.detection import (
     accuracy_auditing,
@@ -64,6 +65,10 @@ __all__ = [
     "centered_clipping",
     "cge",
     "cosine_to_model",
+    "crfl",
+    "crfl_radius",
+    "crfl_shares",
+    "crfl_votes",
     "deepsight",
     "dnc",
     "err",

@@ -7,17 +7,29 @@ tested in ``test_wrappers.py``.
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import reference as ref
-from rule import TIES, Rule
+from rule import TIES, Rule, server_vector
 
-from fedjax_robust.aggregators import arc, bucketing, centered_clipping, median, nnm, rlr
+from fedjax_robust.aggregators import arc, bucketing, centered_clipping, crfl, median, nnm, rlr
 
 MEDIAN = median()
 
 
 def by_id(key: object, ids: object) -> object:
     return ids
+
+
+def noise(d: int, dtype: type = np.float32) -> np.ndarray:
+    """That of ``crfl(_, 0.1)`` with the key of ``compiled``."""
+    draw = jax.random.split(jax.random.key(0))[0]
+    return 0.1 * np.asarray(jax.random.normal(draw, (d,), dtype), np.float64)
+
+
+def noisy_model(x: np.ndarray, w: np.ndarray | None) -> np.ndarray:
+    clipped = ref.crfl(x, server_vector(x.shape[1]), 1.5, ref.mean, w)
+    return clipped + noise(x.shape[1], x.dtype)
 
 
 RULES = {
@@ -58,5 +70,15 @@ RULES = {
         robust=False,
         weighted=True,
         equivariant=False,
+    ),
+    "crfl": Rule(
+        lambda f: crfl(1.5, 0.1),
+        lambda x, f, w: noisy_model(x, w),
+        lambda f: 1,
+        robust=False,
+        weighted=True,
+        equivariant=False,
+        params=server_vector,
+        alone=noise,
     ),
 }

@@ -13,6 +13,10 @@ from fedjax_robust.aggregators import (
     arc,
     bucketing,
     centered_clipping,
+    crfl,
+    crfl_radius,
+    crfl_shares,
+    crfl_votes,
     krum,
     mean,
     median,
@@ -22,7 +26,7 @@ from fedjax_robust.aggregators import (
     rlr,
 )
 from fedjax_robust.aggregators.bucketing import shuffled
-from fedjax_robust.types import Aggregator, Received
+from fedjax_robust.types import Aggregator, Received, Task
 
 # The rows of the hand values; the first one is malicious.
 U = np.array([[10, -8], [1, 0], [0, 2], [1, 1], [3, 1]], np.float32)
@@ -282,3 +286,97 @@ def test_f_may_be_traced(make) -> None:
         np.testing.assert_allclose(results[f], make(f, base=median())(U), rtol=1e-6)
     with pytest.raises(ValueError, match=rf"{make.__name__} needs n > 2f, got n=5, f=3"):
         make(3)(U)
+
+
+# --- CRFL ------------------------------------------------------------------------------------------
+
+
+def test_crfl_over_rounds() -> None:
+    """The bound grows with the round, the last one adds no noise, the base keeps its memory."""
+    bounds = [1.1, 1.2, 1.3, 1.4]
+    rule = crfl(lambda t: 1 + 0.1 * t, 0.05, rounds=4, base=centered_clipping(0.7))
+    aggregate, v = jax.jit(rule.aggregate), np.zeros(3)
+    state, params = rule.init(9, jnp.zeros(3)), np.zeros(3)
+    for t, (x, ids, weights) in enumerate(rounds(2, 3, 9, 4, np.float32)):
+        weights = 0 * weights if t == 1 else weights
+        key = jax.random.key(t)
+        result, state, info = aggregate(received(x, weights, ids, params, key), state)
+        expected, v = ref.centered_clipping(x, 0.7, 1, v, weights)
+        length = np.linalg.norm(params + expected)
+        np.testing.assert_allclose(info["model_length"], length, rtol=1e-5)
+        clipped = ref.crfl(x, params, bounds[t], lambda rows, w, e=expected: e, weights)
+        drawn = 0.05 * np.asarray(jax.random.normal(jax.random.split(key)[0], (3,)))
+        expected = clipped + (drawn if t < 3 else 0)
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+        params = params + np.asarray(result, np.float64)
+    np.testing.assert_allclose(np.linalg.norm(params), 1.4, rtol=1e-5)
+    assert state[1] == 4
+
+
+def test_crfl_by_hand() -> None:
+    result = crfl(2.1, 0.0)(np.zeros((2, 2), np.float32), params=np.array([3.0, 4.0]))
+    np.testing.assert_allclose(np.array([3, 4]) + result, [1.26, 1.68], rtol=1e-6)
+    # A model below the bound is left as it is, to the digit; that of 1e30, too, is clipped.
+    x = np.array([[1e-9, 2e-9]], np.float32)
+    np.testing.assert_array_equal(crfl(10.0, 0.0)(x, params=np.array([3.0, 4.0])), x[0])
+    far = crfl(2.0, 0.0)(np.full((1, 2), 3e38, np.float32), params=np.array([1.0, 1.0]))
+    np.testing.assert_allclose(far, [np.sqrt(2) - 1] * 2, rtol=1e-6)
+
+
+def test_radius_by_hand() -> None:
+    """The second: MNIST as the authors' code has it, 20 clients, attack in round 10, T = 75."""
+    first = {"noise": 1.0, "smoothing": 1.0, "bounds": np.ones(3), "lipschitz": 1.0}
+    strength = 1 / 20 * 10 * 1 * 0.1 * 5 / 100
+    # (1 / 20 clients) times scale 100, 30 local steps, learning rate .001, 5 of 100 poisoned
+    second = {"noise": 0.01, "smoothing": 0.01, "bounds": 2 + 0.1 * np.arange(11, 76)}
+    second |= {"lipschitz": np.sqrt(2 + 2 * 3 + 3**2)}
+    strong = 1 / 20 * 100 * 30 * 0.001 * 5 / 100
+    radius = crfl_radius(0.9, 0.05, **first, attackers=[strength])
+    np.testing.assert_allclose(radius, 433.0888089, rtol=2e-6)
+    radius = crfl_radius(0.9, 0.05, **second, attackers=[strong])
+    np.testing.assert_allclose(radius, 0.1974995333, rtol=2e-6)
+    # Four attackers, each of a quarter of the strength: R S is as before.
+    radius = crfl_radius(0.9, 0.05, **first, attackers=[strength / 4] * 4)
+    np.testing.assert_allclose(radius, 433.0888089, rtol=2e-6)
+    # The last round smooths with its own noise.
+    factor = 2 * 0.6914624612740131 - 1  # 2 Phi(1/2) - 1 for 2 Phi(1) - 1
+    radius = crfl_radius(0.9, 0.05, **first | {"smoothing": 2.0}, attackers=[strength])
+    expected = 433.0888089 * np.sqrt((2 * 0.8413447460685429 - 1) / factor)
+    np.testing.assert_allclose(radius, expected, rtol=2e-6)
+
+
+def test_no_radius_without_a_majority() -> None:
+    """The square of the difference of roots is positive there, too."""
+    numbers = {"noise": 1.0, "smoothing": 1.0, "bounds": [1.0], "lipschitz": 1.0}
+    p_a, p_b = np.array([0.05, 0.4, 0.41, 1.0]), np.array([0.9, 0.4, 0.4, 0.0])
+    radius = np.asarray(crfl_radius(p_a, p_b, **numbers, attackers=[0.1]))
+    np.testing.assert_array_equal(radius > 0, [0, 0, 1, 1])
+    assert np.isinf(radius[3])  # no noise changes it, by assumption
+    for name, bad in [("bounds", [0.0]), ("bounds", []), ("attackers", [-1.0])]:
+        with pytest.raises(ValueError, match=f"crfl_radius needs {name}"):
+            crfl_radius(p_a, p_b, **{**numbers, "attackers": [0.1], name: bad})
+    with pytest.raises(ValueError, match="crfl_radius needs p_a and p_b of one shape"):
+        crfl_radius(p_a, p_b[:2], **numbers, attackers=[0.1])
+
+
+def test_votes_and_shares() -> None:
+    """Noise N(0, 1) on the logits (w, 0, -9) of w = 0.5 votes for class 0 with probability
+    Phi(0.5 / sqrt 2) = 0.638."""
+    task = Task(None, None, lambda params, x: x[:, :1] * 0 + params, None)
+    task = task._replace(init=lambda key: jnp.zeros(3))
+    params, x = jnp.array([0.5, 0.0, -9.0]), np.zeros((2, 4), np.float32)
+    votes = crfl_votes(task, params, x, jax.random.key(0), 1.0, copies=4000)
+    assert votes.shape == (2, 3) and np.all(np.sum(votes, axis=1) == 4000)
+    np.testing.assert_array_equal(votes[0], votes[1])
+    deviation = np.sqrt(4000 * 0.638163 * 0.361837)
+    assert abs(votes[0, 0] - 4000 * 0.638163) < 4 * deviation and votes[0, 2] == 0
+    np.testing.assert_array_equal(
+        crfl_votes(task, params, x, jax.random.key(0), 0.0, copies=3), [[3, 0, 0]] * 2
+    )
+    # sqrt(ln 1000 / 2000) = .0587697
+    winner, p_a, p_b = crfl_shares(np.array([[300, 300, 400], [500, 500, 0], [1000, 0, 0]]))
+    np.testing.assert_array_equal(winner, [2, 0, 0])
+    np.testing.assert_allclose(p_a, [0.4 - 0.0587697, 0.5 - 0.0587697, 1 - 0.0587697], rtol=1e-6)
+    np.testing.assert_allclose(p_b, [0.3 + 0.0587697, 0.5 + 0.0587697, 0.0587697], rtol=1e-6)
+    _, p_a, p_b = crfl_shares(np.array([[2, 1, 1]]))
+    assert p_a == 0 and p_b == 1

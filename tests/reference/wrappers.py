@@ -105,3 +105,12 @@ def rlr(updates: Array, threshold: float, base: Base, weights: Array | None = No
     rows, weights, _ = present(updates, weights)
     votes = abs(np.sum(np.sign(rows), axis=0))
     return np.where(votes >= threshold, 1, -1) * base(rows, weights)
+
+
+# --- Xie, Chen, Chen, Li, ICML 2021 ----------------------------------------------------------------
+
+
+def crfl(updates: Array, params: Array, bound: float, base: Base, w: Array | None = None) -> Array:
+    """Algorithm 1 without its noise: from the received model to the next one, clipped."""
+    rows, weights, _ = present(updates, w)
+    return clipped_to(params + base(rows, weights), bound) - params
