@@ -6,6 +6,8 @@ Allouah, Guerraoui, Stephan, "Towards Trustworthy Federated Learning with Untrus
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -63,32 +65,41 @@ def caf(f: int | Array, *, steps: int = 100, over_removed: bool = True) -> Aggre
         if checks.is_known(f) and n <= 2 * f:
             raise ValueError(f"caf needs n > 2f, got n={n}, f={f}")
         products, size = products_from_median(received.updates, present)
-        enough = jnp.maximum(jnp.sum(present) - 2 * f, 0).astype(products.dtype)
-
-        Carry = tuple[Array, Array, Array, Array]
-
-        def filtered(carry: Carry) -> Carry:
-            c, best, least, _ = carry
-            unit = jnp.max(jnp.where(c > 0, size, 0))
-            shares = c / jnp.sum(c)
-            variance, place = along_top(in_one_unit(products, size, unit), shares)
-            place = place - jnp.dot(shares, place, precision="highest")
-            t = jnp.square(place)
-            counted = present if over_removed else c > 0
-            furthest = jnp.max(jnp.where(counted, t, 0))
-            spread = jax.lax.stop_gradient(unit * jnp.sqrt(variance))  # the variance may overflow
-            best, least = jnp.where(spread < least, c, best), jnp.minimum(spread, least)
-            # The furthest row's weight is 0, whatever a quotient is rounded to.
-            left = jnp.where(t < furthest, 1 - t / jnp.where(furthest > 0, furthest, 1), 0)
-            c = jnp.where(furthest > 0, c * jnp.maximum(left, 0), c)
-            return c, best, least, (furthest > 0) & (jnp.sum(c) > enough)
-
-        def step(carry: Carry, _: None) -> tuple[Carry, None]:
-            return jax.lax.cond(carry[3], filtered, lambda same: same, carry), None
-
-        c = present.astype(products.dtype)
-        start = (c, c, jnp.asarray(jnp.inf, c.dtype), jnp.sum(c) > enough)
-        (_, best, _, going), _ = jax.lax.scan(step, start, length=int(steps))
-        return best, {"ended": ~going}
+        weights, ended = _weights(products, size, present, f, int(steps), bool(over_removed))
+        return weights, {"ended": ended}
 
     return weighing(weigh)
+
+
+@partial(jax.jit, static_argnums=(4, 5))  # or every call outside of jit would compile its loop
+def _weights(
+    products: Array, size: Array, present: Array, f: int | Array, steps: int, over_removed: bool
+) -> tuple[Array, Array]:
+    """(n,) the weights c of the mean that is returned, and () whether their sum fell far enough."""
+    enough = jnp.maximum(jnp.sum(present) - 2 * f, 0).astype(products.dtype)
+
+    Carry = tuple[Array, Array, Array, Array]
+
+    def filtered(carry: Carry) -> Carry:
+        c, best, least, _ = carry
+        unit = jnp.max(jnp.where(c > 0, size, 0))
+        shares = c / jnp.sum(c)
+        variance, place = along_top(in_one_unit(products, size, unit), shares)
+        place = place - jnp.dot(shares, place, precision="highest")
+        t = jnp.square(place)
+        counted = present if over_removed else c > 0
+        furthest = jnp.max(jnp.where(counted, t, 0))
+        spread = jax.lax.stop_gradient(unit * jnp.sqrt(variance))  # the variance may overflow
+        best, least = jnp.where(spread < least, c, best), jnp.minimum(spread, least)
+        # The furthest row's weight is 0, whatever a quotient is rounded to.
+        left = jnp.where(t < furthest, 1 - t / jnp.where(furthest > 0, furthest, 1), 0)
+        c = jnp.where(furthest > 0, c * jnp.maximum(left, 0), c)
+        return c, best, least, (furthest > 0) & (jnp.sum(c) > enough)
+
+    def step(carry: Carry, _: None) -> tuple[Carry, None]:
+        return jax.lax.cond(carry[3], filtered, lambda same: same, carry), None
+
+    c = present.astype(products.dtype)
+    start = (c, c, jnp.asarray(jnp.inf, c.dtype), jnp.sum(c) > enough)
+    (_, best, _, going), _ = jax.lax.scan(step, start, length=steps)
+    return best, ~going

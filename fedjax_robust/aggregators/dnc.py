@@ -105,6 +105,7 @@ def dnc(
     return selecting(select, base)
 
 
+@jax.jit
 def _rank(rows: Array, present: Array) -> Array:
     """Place of each row in the order of scores, the lowest first and absent rows last: (n, b) -> (n,)."""
     products, size = products_from_median(rows, present)

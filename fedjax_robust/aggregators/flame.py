@@ -78,6 +78,7 @@ def flame(
     return Aggregator(base.init, aggregate)
 
 
+@jax.jit  # or every call outside of jit would compile its loop
 def majority_cluster(distances: Array, present: Array) -> Array:
     """The first component of more than n / 2 present rows when pairs join by increasing distance.
 

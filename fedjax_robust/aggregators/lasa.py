@@ -82,7 +82,7 @@ def lasa(
         median = coordinate_median(safe_norm(updates)[:, None], present)[0]
         clipped, longer = clip_rows(updates, median)
         fixed = jax.lax.stop_gradient(clipped.astype(accumulator(clipped.dtype)))
-        leaves, join = _leaves(task, fixed)
+        leaves, _ = _leaves(task, fixed)
         sparse = _sparsified(leaves, sparsity)
 
         def benign(leaf: Array) -> Array:
@@ -97,7 +97,7 @@ def lasa(
             return present & (both | all_equal | all_alike | ~jnp.any(both & present))
 
         counted = [benign(leaf) for leaf in sparse]
-        rows, _ = _leaves(task, clipped)
+        rows, join = _leaves(task, clipped)
         means = [
             weighted_mean(_flat(leaf), who).reshape(leaf.shape[1:])
             for leaf, who in zip(rows, counted, strict=True)

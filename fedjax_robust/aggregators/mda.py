@@ -8,6 +8,8 @@ Rouault, "Genuinely Distributed Byzantine Machine Learning", PODC 2020
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -54,10 +56,14 @@ def mda(f: int, *, base: Aggregator = MEAN) -> Aggregator:
         present = received.weights > 0
         check_number_of_subsets("mda", len(present), f)
         distances = pairwise_distances(jax.lax.stop_gradient(received.updates), present)
-
-        def diameter(kept: Array) -> Array:
-            return jnp.max(jnp.where(kept[:, None] & kept[None, :], distances, 0))
-
-        return lowest_subset(diameter, present, f), {}
+        return _closest(distances, present, f), {}
 
     return selecting(select, base)
+
+
+@partial(jax.jit, static_argnums=2)  # or every call outside of jit would compile its loop
+def _closest(distances: Array, present: Array, f: int) -> Array:
+    def diameter(kept: Array) -> Array:
+        return jnp.max(jnp.where(kept[:, None] & kept[None, :], distances, 0))
+
+    return lowest_subset(diameter, present, f)

@@ -6,6 +6,8 @@ Learning", ICML 2023 (https://arxiv.org/abs/2302.04787).
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -51,16 +53,21 @@ def smea(f: int, *, base: Aggregator = MEAN) -> Aggregator:
         present = received.weights > 0
         check_number_of_subsets("smea", len(present), f)
         products, size = products_from_median(jax.lax.stop_gradient(received.updates), present)
-        # In units of the largest of the n - f rows nearest to the median: neither the best subset's
-        # eigenvalue nor those that come close leave the range of floats.
-        nearest = jnp.sort(jnp.where(present, size, jnp.inf))
-        last = jnp.maximum(jnp.sum(present) - f - 1, 0)
-        products = in_one_unit(products, size, jnp.take(nearest, last, mode="clip"))
-
-        def largest_eigenvalue(kept: Array) -> Array:
-            shares = kept / jnp.maximum(jnp.sum(kept), 1).astype(products.dtype)
-            return jnp.maximum(jnp.linalg.eigvalsh(covariance(products, shares))[-1], 0)
-
-        return lowest_subset(largest_eigenvalue, present, f), {}
+        return _least_spread(products, size, present, f), {}
 
     return selecting(select, base)
+
+
+@partial(jax.jit, static_argnums=3)  # or every call outside of jit would compile its loop
+def _least_spread(products: Array, size: Array, present: Array, f: int) -> Array:
+    # In units of the largest of the n - f rows nearest to the median: neither the best subset's
+    # eigenvalue nor those that come close leave the range of floats.
+    nearest = jnp.sort(jnp.where(present, size, jnp.inf))
+    last = jnp.maximum(jnp.sum(present) - f - 1, 0)
+    products = in_one_unit(products, size, jnp.take(nearest, last, mode="clip"))
+
+    def largest_eigenvalue(kept: Array) -> Array:
+        shares = kept / jnp.maximum(jnp.sum(kept), 1).astype(products.dtype)
+        return jnp.maximum(jnp.linalg.eigvalsh(covariance(products, shares))[-1], 0)
+
+    return lowest_subset(largest_eigenvalue, present, f)

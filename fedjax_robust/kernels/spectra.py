@@ -16,11 +16,12 @@ from fedjax_robust.types import Array
 _FAR = 1e9  # rows that count for nothing are taken to be at most so many units away
 
 
+@jax.jit
 def products_from_median(x: Array, present: Array) -> tuple[Array, Array]:
     """Products of rows, each divided by its size, seen from the coordinate-wise median.
 
     With y = x - median, (n, n) of y_i . y_j / (size_i size_j), and (n,) the sizes: powers of two, about
-    the largest entries of y, and 0 for a row at the median or an absent one.
+    half the largest entries of y, and 0 for a row at the median or an absent one.
 
     The median has no gradient: what is made of the products must not depend on the centre, as in
     ``along_top``.
@@ -34,7 +35,7 @@ def products_from_median(x: Array, present: Array) -> tuple[Array, Array]:
     half = jnp.where(present[:, None], 0.5 * x - 0.5 * centre, 0)  # whole, it could overflow
     largest = jnp.max(jnp.abs(jax.lax.stop_gradient(half)), axis=1, initial=0)
     size, inverse = power_of_two(largest)
-    units = half * inverse[:, None]
+    units = half * (2 * inverse[:, None])
     products = jnp.dot(units, units.T, precision="highest")
     return 0.5 * (products + products.T), jnp.where(largest > 0, size, 0)
 
