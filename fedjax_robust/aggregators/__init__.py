@@ -1,6 +1,7 @@
 """Server rules. Each is made by a lower-case factory and can be called on a plain (n, d) matrix."""
 
 from fedjax_robust.aggregators import base
+from fedjax_robust.aggregators.afa import afa
 from fedjax_robust.aggregators.aksel import aksel
 from fedjax_robust.aggregators.arc import arc
 from fedjax_robust.aggregators.base import mean
@@ -8,7 +9,7 @@ from fedjax_robust.aggregators.bucketing import bucketing
 from fedjax_robust.aggregators.bulyan import bulyan
 from fedjax_robust.aggregators.caf import caf
 from fedjax_robust.aggregators.cao_lai import cao_lai
-from fedjax_robust.aggregators.centered_clipping import centered_clipping
+from fedjax_robust.aggregators.centered_clipping import centered_clipping, sequential_clipping
 from fedjax_robust.aggregators.cge import cge
 from fedjax_robust.aggregators.clipping import norm_clipping
 from fedjax_robust.aggregators.coordinate import median, trimmed_mean
@@ -24,6 +25,7 @@ from fedjax_robust.aggregators.dnc import dnc
 from fedjax_robust.aggregators.fair import fair, fair_by_quality
 from fedjax_robust.aggregators.fedavg import fedavg_eta
 from fedjax_robust.aggregators.flame import flame
+from fedjax_robust.aggregators.foolsgold import foolsgold
 from fedjax_robust.aggregators.geometric_median import geometric_median, rfa
 from fedjax_robust.aggregators.krum import krum, multi_krum
 from fedjax_robust.aggregators.lasa import lasa
@@ -54,6 +56,7 @@ from fedjax_robust.aggregators.zeno import zeno
 
 __all__ = [
     "accuracy_auditing",
+    "afa",
     "aksel",
     "arc",
     "auror",
@@ -82,6 +85,7 @@ __all__ = [
     "fltrust_par_norm",
     "fltrust_server",
     "fltrust_with_server",
+    "foolsgold",
     "geometric_median",
     "krum",
     "lasa",
@@ -102,6 +106,7 @@ __all__ = [
     "rfa",
     "rlr",
     "romoa",
+    "sequential_clipping",
     "server_update",
     "sign_majority",
     "signguard",

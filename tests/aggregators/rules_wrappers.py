@@ -1,7 +1,7 @@
 """The lines of what stands before or after other rules.
 
-Bucketing's own order is random by client, and a client keeps its number if another is deleted; the
-table deletes rows and numbers the rest anew, so here the order is that of the ids. The random one is
+Buckets are random by client, and a client keeps its number if another is deleted; the table deletes
+rows and numbers the rest anew, so here the order is that of the ids. The random one is
 tested in ``test_wrappers.py``.
 """
 
@@ -12,7 +12,16 @@ import numpy as np
 import reference as ref
 from rule import TIES, Rule, server_vector
 
-from fedjax_robust.aggregators import arc, bucketing, centered_clipping, crfl, median, nnm, rlr
+from fedjax_robust.aggregators import (
+    arc,
+    bucketing,
+    centered_clipping,
+    crfl,
+    median,
+    nnm,
+    rlr,
+    sequential_clipping,
+)
 
 MEDIAN = median()
 
@@ -30,6 +39,11 @@ def noise(d: int, dtype: type = np.float32) -> np.ndarray:
 def noisy_model(x: np.ndarray, w: np.ndarray | None) -> np.ndarray:
     clipped = ref.crfl(x, server_vector(x.shape[1]), 1.5, ref.mean, w)
     return clipped + noise(x.shape[1], x.dtype)
+
+
+def sequential(x: np.ndarray, w: np.ndarray | None) -> np.ndarray:
+    numbers, start = np.arange(len(x)), np.zeros(x.shape[1])
+    return ref.sequential_clipping(x, 0.8, 3, numbers, start, False, w)[0]
 
 
 RULES = {
@@ -80,5 +94,13 @@ RULES = {
         equivariant=False,
         params=server_vector,
         alone=noise,
+    ),
+    "sequential_clipping": Rule(
+        lambda f: sequential_clipping(0.8, 3, order=by_id),
+        lambda x, f, w: sequential(x, w),
+        lambda f: 1,
+        robust=False,
+        equivariant=False,
+        ordered=True,
     ),
 }

@@ -24,9 +24,13 @@ from fedjax_robust.aggregators import (
     nnm,
     norm_clipping,
     rlr,
+    sequential_clipping,
+    trimmed_mean,
 )
 from fedjax_robust.aggregators.bucketing import shuffled
-from fedjax_robust.types import Aggregator, Received, Task
+from fedjax_robust.aggregators.centered_clipping import through_buckets
+from fedjax_robust.clients import local_sgd
+from fedjax_robust.types import Aggregator, ClientData, Received, Task
 
 # The rows of the hand values; the first one is malicious.
 U = np.array([[10, -8], [1, 0], [0, 2], [1, 1], [3, 1]], np.float32)
@@ -196,6 +200,72 @@ def test_centered_clipping_at_the_ends_of_the_range() -> None:
     tiny = np.float32(1e-30) * U
     for bound, expected in [(1e-30, [0.6873317777e-30, 0.2797278999e-30]), (1.0, [3e-30, -8e-31])]:
         np.testing.assert_allclose(centered_clipping(bound)(tiny), expected, rtol=1e-5)
+
+
+def test_sequential_clipping_by_hand() -> None:
+    rows = jnp.stack([U[:2], U[2:4], np.stack([U[4], 0 * U[4]])])
+    there = jnp.array([[True, True], [True, True], [True, False]])
+    zero = jnp.zeros(2)
+    result = through_buckets(zero, rows, there, 1.0, True)
+    np.testing.assert_allclose(result, [1.6311837647, 0.6492788966], rtol=1e-6)
+    result = through_buckets(zero, rows, there, 1.0, False)
+    np.testing.assert_allclose(result, [1.7406159973, 0.8053021018], rtol=1e-6)
+    # A bucket without a row moves nothing, as it would if zero were its mean.
+    empty = through_buckets(jnp.ones(2), rows, jnp.zeros((3, 2), bool), 1.0, True)
+    np.testing.assert_array_equal(empty, [1, 1])
+
+
+@pytest.mark.parametrize("means", [True, False])
+def test_sequential_clipping_over_rounds(means: bool) -> None:
+    """Also with rows in another order, fewer of them, and nobody in one round."""
+    rule, order = sequential_clipping(0.5, 2, means=means), np.array([3, 0, 4, 2, 1])
+    aggregate, state = jax.jit(rule.aggregate), rule.init(9, jnp.zeros(4))
+    v = np.zeros(4)
+    for t, (x, ids, weights) in enumerate(rounds(3, 4, 9, 6, np.float32)):
+        weights = 0 * weights if t == 3 else weights
+        numbers = shuffled(jax.random.key(t), jnp.asarray(ids))
+        result, after, info = aggregate(received(x, weights, ids, key=t), state)
+        moved = aggregate(received(x[order], weights[order], ids[order], key=t), state)[0]
+        np.testing.assert_allclose(moved, result, rtol=1e-6)
+        kept = weights > 0
+        if t == 1:
+            fewer = aggregate(received(x[kept], weights[kept], ids[kept], key=t), state)[0]
+            np.testing.assert_allclose(fewer, result, rtol=1e-6)
+        expected, v = ref.sequential_clipping(x, 0.5, 2, numbers, v, means, weights)
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(after, v, rtol=1e-5, atol=1e-6)
+        assert info == {}
+        state = after
+
+
+def test_strata_spread_rows_of_one_direction() -> None:
+    """Three equal rows against v, of six: each bucket of two has one of them, in every draw."""
+    x = np.array([[-1, 0]] * 3 + [[1, 0], [1, 1], [1, -1]], np.float32)
+    v = jnp.array([2.0, 0.0])
+    rule = sequential_clipping(0.1, 2, means=True)
+    keys = jax.random.split(jax.random.key(0), 20)
+    results = jax.vmap(lambda key: rule.aggregate(received(x, key=key), v)[0])(keys)
+    # Each bucket's mean is 2 to 2.5 away from v, near the first axis: v moves 0.1 back in each.
+    np.testing.assert_allclose(results[:, 0], 1.7, atol=0.02)
+
+
+def test_worker_momentum_by_hand() -> None:
+    """Gradients 1, 2, 3 with beta = 0.9: v is 1, 2.9 and 5.61, not (1 - beta) times that."""
+    task = Task(
+        init=lambda key: jnp.zeros(1),
+        loss=lambda params, batch: params[0] * batch["x"][0, 0],
+        logits=lambda params, x: params * x,
+        unravel=lambda params: params,
+    )
+    client = local_sgd(task, 1.0, None, momentum=0.9, keep_momentum=True)
+    params, sent = jnp.zeros(1), []
+    state = client.init(params)
+    for g in (1.0, 2.0, 3.0):
+        pool = {"x": jnp.full((1, 1), g), "y": jnp.zeros(1, jnp.int32)}
+        own = ClientData(pool, jnp.zeros(1, jnp.int32), jnp.int32(1))
+        update, state, _ = client.update(jax.random.key(0), params, state, own)
+        sent.append(float(update[0]))
+    np.testing.assert_allclose(sent, [-1, -2.9, -5.61], rtol=1e-6)
 
 
 # --- NNM, ARC, RLR ---------------------------------------------------------------------------------
@@ -380,3 +450,68 @@ def test_votes_and_shares() -> None:
     np.testing.assert_allclose(p_b, [0.3 + 0.0587697, 0.5 + 0.0587697, 0.0587697], rtol=1e-6)
     _, p_a, p_b = crfl_shares(np.array([[2, 1, 1]]))
     assert p_a == 0 and p_b == 1
+
+
+# --- Behind one another ----------------------------------------------------------------------------
+
+BASES = {
+    "mean": (mean(), ref.mean),
+    "median": (median(), ref.median),
+    "trimmed_mean": (trimmed_mean(1), lambda x, w: ref.trimmed_mean(x, 1, w)),
+    "krum": (krum(1), lambda x, w: ref.krum(x, 1, w)),
+    "multi_krum": (multi_krum(1), lambda x, w: ref.multi_krum(x, 1, None, w)),
+}
+WRAPPERS = {
+    "nnm": (lambda b: nnm(1, base=b), lambda b: lambda x, w: ref.nnm(x, 1, b, w)),
+    "bucketing": (
+        lambda b: bucketing(2, order=by_id, base=b),
+        lambda b: lambda x, w: ref.bucketing(x, 2, np.arange(len(x)), b, w),
+    ),
+    "arc": (lambda b: arc(1, base=b), lambda b: lambda x, w: ref.arc(x, 1, b, w)),
+    "norm_clipping": (
+        lambda b: norm_clipping(1.5, base=b),
+        lambda b: lambda x, w: b(np.array([ref.clipped_to(row, 1.5) for row in x]), w),
+    ),
+    "rlr": (lambda b: rlr(3, base=b), lambda b: lambda x, w: ref.rlr(x, 3, b, w)),
+}
+
+
+def stacks() -> list[tuple[str, ...]]:
+    """Two for each base, which comes last: three wrappers in random order."""
+    rng = np.random.default_rng(8)
+    return [
+        (*rng.permutation(list(WRAPPERS))[:3].tolist(), base) for base in BASES for _ in range(2)
+    ]
+
+
+@pytest.mark.parametrize("stack", stacks(), ids=" > ".join)
+def test_behind_one_another(stack: tuple[str, ...]) -> None:
+    """As the definitions applied one after the other to the rows that are present."""
+    rule, reference = BASES[stack[-1]]
+    for name in reversed(stack[:-1]):
+        rule, reference = WRAPPERS[name][0](rule), WRAPPERS[name][1](reference)
+    rng = np.random.default_rng(9)
+    with jax.enable_x64(True):
+        aggregate = jax.jit(rule.aggregate)
+        for absent in (0, 2, 3):
+            x = 0.5 + rng.normal(size=(12, 4))
+            x[:1] *= 30
+            weights = rng.uniform(0.5, 2, 12)
+            weights[rng.permutation(12)[:absent]] = 0
+            x[weights == 0] = np.nan
+            result, _, info = aggregate(received(x, weights), rule.init(12, jnp.zeros(4)))
+            present = weights > 0
+            expected = reference(x[present], weights[present])
+            np.testing.assert_allclose(result, expected, rtol=1e-9, atol=1e-12)
+            if {"nnm", "bucketing"} & set(stack):
+                assert "selected" not in info
+
+
+def test_the_order_of_wrappers_matters() -> None:
+    """NNM, then clipping at 2, and the other way round."""
+    one = nnm(1, base=norm_clipping(2.0))(U)
+    other = norm_clipping(2.0, base=nnm(1))(U)
+    mixed = np.array([[3.75, -1.5]] + 4 * [[1.25, 1]])
+    expected = (np.array([3.75, -1.5]) * 2 / np.hypot(3.75, 1.5) + 4 * mixed[1]) / 5
+    np.testing.assert_allclose(one, expected, rtol=1e-6)
+    assert np.max(np.abs(one - other)) > 0.1

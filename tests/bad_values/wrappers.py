@@ -13,6 +13,7 @@ from bad_values.kinds import (
     Line,
     X,
     array,
+    boolean,
     count,
     fraction,
     function,
@@ -81,5 +82,9 @@ TABLE: dict[str, Line | list[Line]] = {
     ),
     "aggregators.nnm": Line({"f": 1}, {"f": count(), **BASED}),
     "aggregators.rlr": Line({"threshold": 2.0}, {"threshold": not_negative(), **BASED}),
+    "aggregators.sequential_clipping": Line(
+        {"bound": 0.5, "size": 3, "means": True, "order": lambda key, ids: ids},
+        {"bound": positive(), "size": count(1), "means": boolean(), "order": function()},
+    ),
 }
 # fmt: on

@@ -166,6 +166,8 @@ from reference.wrappers import (
     mixed_rows,
     nnm,
     rlr,
+    sequential_clipping,
+    stratified,
 )
 from reference.wu2020 import add_triggered_victims, mask_trigger
 
@@ -294,6 +296,7 @@ __all__ = [
     "rotate",
     "scaling",
     "semantic_backdoor",
+    "sequential_clipping",
     "shift",
     "signguard",
     "signguard_distance",
@@ -304,6 +307,7 @@ __all__ = [
     "softmax_regression_metrics",
     "softmax_regression_sgd",
     "standard_deviations",
+    "stratified",
     "sum_of_squares",
     "sybil_selection",
     "test_error",

@@ -61,6 +61,47 @@ def centered_clipping(
     return v, v
 
 
+# --- Ozfatura et al., IEEE TIFS 2024 ---------------------------------------------------------------
+
+
+def stratified(v: Array, rows: Array, numbers: Array, size: int) -> list[list[int]]:
+    """Buckets of present rows: one of each of ``size`` strata by cosine to v, ``numbers`` being the draw.
+
+    Where v is zero all cosines are; the numbers also decide between equal cosines.
+    """
+    lengths = [length_of(row) * length_of(v) for row in rows]
+    cosines = [
+        row @ v / length if length else 0.0 for row, length in zip(rows, lengths, strict=True)
+    ]
+    order = sorted(range(len(rows)), key=lambda i: (cosines[i], numbers[i], i))
+    buckets: list[list[int]] = [[] for _ in range(-(-len(rows) // size))]
+    for stratum in np.array_split(np.array(order, int), size):
+        for bucket, i in zip(buckets, sorted(stratum, key=lambda i: (numbers[i], i)), strict=False):
+            bucket.append(int(i))
+    return buckets
+
+
+def sequential_clipping(
+    updates: Array,
+    bound: float,
+    size: int,
+    numbers: Array,
+    v: Array,
+    means: bool,
+    weights: Array | None = None,
+) -> tuple[Array, Array]:
+    """From v (d,), bucket by bucket: the aggregate and the next v."""
+    rows, _, index = present(updates, weights)
+    if not len(rows):
+        return np.zeros(len(v)), v
+    for bucket in stratified(v, rows, np.asarray(numbers)[index], size):
+        members = rows[bucket]
+        if means:
+            members = np.mean(members, axis=0, keepdims=True)
+        v = v + sum(clipped_to(row - v, bound) for row in members) / len(members)
+    return v, v
+
+
 # --- Allouah et al., AISTATS 2023 and ICLR 2025 ----------------------------------------------------
 
 
