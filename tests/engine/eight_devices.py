@@ -63,6 +63,7 @@ FULL = Knowledge(others=True, rule=True)
 CASES = {
     "trimmed mean": (aggregators.trimmed_mean(4), attacks.fang_trim_full(), FULL),
     "krum": (aggregators.krum(4), attacks.fang_krum_full(), FULL),
+    "eigenvectors of products": (aggregators.dnc(4), attacks.fang_trim_full(), FULL),
     "gradients through the rule": (
         aggregators.trimmed_mean(4),
         attacks.first_order(steps=3),
@@ -74,6 +75,33 @@ CASES = {
         FULL,
     ),
 }
+
+
+def averaged(*rules):
+    """The mean of several rules' aggregates: one program for all."""
+
+    def aggregate(received, state):
+        results = [rule.aggregate(received, s) for rule, s in zip(rules, state, strict=True)]
+        mean = jnp.mean(jnp.stack([result for result, _, _ in results]), axis=0)
+        return mean, tuple(state for _, state, _ in results), {}
+
+    return fr.Aggregator(lambda n, params: tuple(rule.init(n, params) for rule in rules), aggregate)
+
+
+def test_rules_with_server_data_or_a_memory_of_rows_on_eight_devices_equal_one():
+    task, data = problem()
+    held = {name: values[:9] for name, values in data.examples.items()}
+
+    def loss(params):
+        return task.loss(params, held)
+
+    rule = averaged(
+        aggregators.fair(loss, 0.1, steps=3),
+        aggregators.signguard_sim(0.5),
+        aggregators.romoa(task, sharpness=1.0),
+    )
+    sim = fr.Simulation(task, fr.local_sgd(task, 0.1, 4), rule, num_malicious=4)
+    both(sim, data, mesh(8))
 
 
 @pytest.mark.parametrize("name", CASES)
