@@ -22,7 +22,9 @@ Key = jax.Array
 State = Any
 """A pytree of arrays; the same structure, shapes and dtypes go in and come out. ``()`` is no state."""
 Info = dict[str, Array]
-"""What a part reports of one round, by name. Rules that select rows report ``selected``, (n,) bool."""
+"""What a part reports of one round, by name. Rules that select rows report ``selected``, (n,) bool;
+further names that several use are ``clipped`` (n,) bool, rows that were shortened, ``trust`` (n,) >= 0,
+their weights. Others are in the docstrings: ``ended`` () bool of ``caf``, ``leaves`` (n,) of ``lasa``."""
 Batch = dict[str, Array]
 """``x`` (b, ...), ``y`` (b,) int32 and optionally ``mask`` (b,), the examples' weights (default ones); a
 ``mask`` in the pool weighs its examples in every batch that clients draw from it. A task of one's own
