@@ -11,6 +11,7 @@ from fedjax_robust.aggregators.caf import caf
 from fedjax_robust.aggregators.cao_lai import cao_lai
 from fedjax_robust.aggregators.centered_clipping import centered_clipping, sequential_clipping
 from fedjax_robust.aggregators.cge import cge
+from fedjax_robust.aggregators.clipped_clustering import clipped_clustering
 from fedjax_robust.aggregators.clipping import norm_clipping
 from fedjax_robust.aggregators.coordinate import median, trimmed_mean
 from fedjax_robust.aggregators.crfl import crfl, crfl_radius, crfl_shares, crfl_votes
@@ -67,6 +68,7 @@ __all__ = [
     "cao_lai",
     "centered_clipping",
     "cge",
+    "clipped_clustering",
     "cosine_to_model",
     "crfl",
     "crfl_radius",

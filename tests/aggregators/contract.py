@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import reference as ref
 import rules_first_papers
+import rules_history
 import rules_medians
 import rules_spectral
 import rules_validated
@@ -28,6 +29,7 @@ from fedjax_robust.types import Received
 
 FAMILIES = (
     rules_first_papers,
+    rules_history,
     rules_medians,
     rules_spectral,
     rules_validated,

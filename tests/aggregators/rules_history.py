@@ -1,0 +1,66 @@
+"""The lines of rules that remember clients, in their first round; later ones in ``test_history.py``."""
+
+from __future__ import annotations
+
+import numpy as np
+from reference import history
+from rule import TIES, Rule, server_vector
+
+from fedjax_robust.aggregators import afa, foolsgold
+
+
+def gold(x: np.ndarray, w: np.ndarray | None, summed: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    return history.FoolsGold(x.shape[1]).aggregate(x, list(range(len(x))), w, summed)
+
+
+def adaptive(
+    x: np.ndarray, w: np.ndarray | None, params: np.ndarray | None = None
+) -> tuple[np.ndarray, list[int]]:
+    return history.AFA().aggregate(x, list(range(len(x))), w, params)
+
+
+RULES = {
+    "foolsgold": Rule(
+        lambda f: foolsgold(),
+        lambda x, f, w: gold(x, w)[0],
+        lambda f: 1,
+        lambda x, f, w: list(np.flatnonzero(gold(x, w)[1])),
+        TIES | {"common_offset"},
+        TIES,
+        robust=False,
+        equivariant=False,
+    ),
+    "foolsgold divided": Rule(
+        lambda f: foolsgold(summed=False),
+        lambda x, f, w: gold(x, w, summed=False)[0],
+        lambda f: 1,
+        lambda x, f, w: list(np.flatnonzero(gold(x, w)[1])),
+        TIES | {"common_offset"},
+        TIES,
+        robust=False,
+        equivariant=False,
+    ),
+    "afa": Rule(
+        lambda f: afa(),
+        lambda x, f, w: adaptive(x, w)[0],
+        lambda f: 1,
+        lambda x, f, w: adaptive(x, w)[1],
+        TIES,
+        TIES,
+        robust=False,
+        weighted=True,
+        equivariant=False,
+    ),
+    "afa on_models": Rule(
+        lambda f: afa(on_models=True),
+        lambda x, f, w: adaptive(x, w, server_vector(x.shape[1]))[0],
+        lambda f: 1,
+        lambda x, f, w: adaptive(x, w, server_vector(x.shape[1]))[1],
+        TIES | {"tiny"},  # the reference adds 1e-20 to the model
+        TIES | {"tiny"},
+        robust=False,
+        weighted=True,
+        equivariant=False,
+        params=server_vector,
+    ),
+}
