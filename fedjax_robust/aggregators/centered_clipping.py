@@ -2,9 +2,10 @@
 
 Karimireddy, He, Jaggi, "Learning from History for Byzantine Robust Optimization", ICML 2021
 (https://arxiv.org/abs/2012.10333), Algorithm 2 and section 4: clients send their momentum,
-``local_sgd(momentum=0.9, keep_momentum=True)``. Sequential: Ozfatura, Ozfatura, Kupcu, Gunduz, "Byzantines
-Can Also Learn From History: Fall of Centered Clipping", IEEE TIFS 2024 (https://arxiv.org/abs/2208.09894),
-as in the authors' code.
+``local_sgd(momentum=0.9, keep_momentum=True)``.
+
+Sequential: Ozfatura, Ozfatura, Kupcu, Gunduz, "Byzantines Can Also Learn From History: Fall of Centered
+Clipping", IEEE TIFS 2024 (https://arxiv.org/abs/2208.09894), as in the authors' code.
 """
 
 from __future__ import annotations

@@ -9,10 +9,13 @@ import pytest
 import reference as ref
 from rules_wrappers import by_id
 
+import fedjax_robust as fr
+from fedjax_robust import data, models
 from fedjax_robust.aggregators import (
     arc,
     bucketing,
     centered_clipping,
+    clipped_clustering,
     crfl,
     crfl_radius,
     crfl_shares,
@@ -30,6 +33,7 @@ from fedjax_robust.aggregators import (
 from fedjax_robust.aggregators.bucketing import shuffled
 from fedjax_robust.aggregators.centered_clipping import through_buckets
 from fedjax_robust.clients import local_sgd
+from fedjax_robust.kernels.linkage import larger_by_average_linkage
 from fedjax_robust.types import Aggregator, ClientData, Received, Task
 
 # The rows of the hand values; the first one is malicious.
@@ -45,6 +49,11 @@ def received(x, weights=None, ids=None, params=None, key=0):
         jnp.zeros(d, x.dtype) if params is None else jnp.asarray(params, x.dtype),
         jax.random.key(key) if isinstance(key, int) else key,
     )
+
+
+def call(rule, x, weights=None, state=(), **options):
+    """Compiled as a whole, which is faster than operation by operation."""
+    return jax.jit(rule.aggregate)(received(x, weights, **options), state)
 
 
 def seen(base: Aggregator) -> Aggregator:
@@ -74,10 +83,10 @@ def test_bucketing_by_hand() -> None:
     rule = bucketing(2, order=by_id, base=seen(median()))
     weights = np.array([1, 3, 2, 0, 0.5], np.float32)
     # Without weights; then with: (0, 1), (2, 4), and the third bucket is absent.
-    result, inner, _ = rule.aggregate(received(U), ())
+    result, inner, _ = call(rule, U)
     np.testing.assert_allclose(inner[0], [[5.5, -4], [0.5, 1.5], [3, 1]], rtol=1e-6)
     np.testing.assert_allclose(result, [3, 1], rtol=1e-6)
-    _, (rows, masses, ids), _ = rule.aggregate(received(U, weights), ())
+    _, (rows, masses, ids), _ = call(rule, U, weights)
     np.testing.assert_allclose(rows, [[3.25, -2], [0.6, 1.8], [0, 0]], rtol=1e-6)
     np.testing.assert_allclose(masses, [4, 2.5, 0])
     np.testing.assert_array_equal(ids, [0, 1, 2])
@@ -118,7 +127,7 @@ def test_every_pair_shares_a_bucket_equally_often() -> None:
     keys = jax.random.split(jax.random.key(1), 6000)
     x = np.eye(5, dtype=np.float32)
     rule = bucketing(2, base=seen(mean()))
-    rows = jax.vmap(lambda key: rule.aggregate(received(x, key=key), ())[1][0])(keys)
+    rows = jax.jit(jax.vmap(lambda key: rule.aggregate(received(x, key=key), ())[1][0]))(keys)
     members = (np.asarray(rows) > 0).astype(int)
     together = np.einsum("kbi,kbj->ij", members, members)
     others = together[~np.eye(5, dtype=bool)]
@@ -132,11 +141,7 @@ def test_what_the_rule_behind_bucketing_is_told() -> None:
         match=r"bucketing\(size=2\) gives its base ceil\(n / size\) = 4 of n=8 rows, which it "
         r"refuses: krum needs n > 2f \+ 2, got n=4, f=1",
     ):
-        krum_behind(np.ones((8, 3), np.float32))
-    # Which buckets were selected is no report on clients.
-    x = np.random.default_rng(2).normal(size=(9, 3)).astype(np.float32)
-    rule = bucketing(2, base=multi_krum(1))
-    assert rule.aggregate(received(x), ())[2] == {}
+        jax.eval_shape(krum_behind, np.ones((8, 3), np.float32))
     # A bucket is a client: a memory by client is one by bucket.
     sizes = bucketing(4, base=Aggregator(lambda n, params: jnp.zeros(n), mean().aggregate))
     assert sizes.init(10, jnp.zeros(3)).shape == (3,)
@@ -244,7 +249,7 @@ def test_strata_spread_rows_of_one_direction() -> None:
     v = jnp.array([2.0, 0.0])
     rule = sequential_clipping(0.1, 2, means=True)
     keys = jax.random.split(jax.random.key(0), 20)
-    results = jax.vmap(lambda key: rule.aggregate(received(x, key=key), v)[0])(keys)
+    results = jax.jit(jax.vmap(lambda key: rule.aggregate(received(x, key=key), v)[0]))(keys)
     # Each bucket's mean is 2 to 2.5 away from v, near the first axis: v moves 0.1 back in each.
     np.testing.assert_allclose(results[:, 0], 1.7, atol=0.02)
 
@@ -273,14 +278,14 @@ def test_worker_momentum_by_hand() -> None:
 
 def rows_of(rule_of_base, x: np.ndarray) -> np.ndarray:
     """What a wrapper makes of the rows."""
-    return np.asarray(rule_of_base(seen(median())).aggregate(received(x), ())[1][0])
+    return np.asarray(call(rule_of_base(seen(median())), x)[1][0])
 
 
 def test_nnm_by_hand() -> None:
     mixed = rows_of(lambda base: nnm(1, base=base), U)
     np.testing.assert_allclose(mixed, [[3.75, -1.5]] + 4 * [[1.25, 1]], rtol=1e-6)
-    np.testing.assert_allclose(nnm(1, base=median())(U), [1.25, 1], rtol=1e-6)
-    np.testing.assert_allclose(nnm(1)(U), [1.75, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(call(nnm(1, base=median()), U)[0], [1.25, 1], rtol=1e-6)
+    np.testing.assert_allclose(call(nnm(1), U)[0], [1.75, 0.5], rtol=1e-6)
     # As ByzFL documents it.
     x = np.arange(1.0, 10).reshape(3, 3).astype(np.float32)
     mixed = rows_of(lambda base: nnm(1, base=base), x)
@@ -292,7 +297,7 @@ def test_nnm_of_rows_infinitely_far_away() -> None:
     x = np.array([[7, 7], [1, 0], [0, 1], [3e38, 3e38], [1, 1]], np.float32)
     weights = np.array([0, 1, 1, 1, 1], np.float32)
     rule = nnm(1, base=seen(median()))
-    _, (mixed, masses, ids), _ = rule.aggregate(received(x, weights), ())
+    _, (mixed, masses, ids), _ = call(rule, x, weights)
     np.testing.assert_allclose(mixed[1:3], [[2 / 3, 2 / 3]] * 2, rtol=1e-6)
     np.testing.assert_allclose(mixed[3], [1e38, 1e38], rtol=1e-6)
     assert not np.any(mixed[0])
@@ -300,13 +305,18 @@ def test_nnm_of_rows_infinitely_far_away() -> None:
     np.testing.assert_array_equal(ids, np.arange(5))
 
 
+def reports(rule: Aggregator) -> set[str]:
+    x = np.zeros((9, 4), np.float32)
+    return set(jax.eval_shape(lambda: rule.aggregate(received(x), ())[2]))
+
+
 def test_mixed_rows_are_not_reported_as_clients() -> None:
-    x = np.random.default_rng(3).normal(size=(9, 4)).astype(np.float32)
-    assert set(multi_krum(1).aggregate(received(x), ())[2]) == {"selected"}
-    assert nnm(1, base=multi_krum(1)).aggregate(received(x), ())[2] == {}
-    behind = arc(1, base=nnm(1, base=rlr(2, base=multi_krum(1)))).aggregate(received(x), ())[2]
-    assert set(behind) == {"clipped", "flipped"}
-    assert set(arc(1, base=multi_krum(1)).aggregate(received(x), ())[2]) == {"clipped", "selected"}
+    assert reports(multi_krum(1)) == {"selected"}
+    assert reports(nnm(1, base=multi_krum(1))) == set()
+    assert reports(bucketing(2, base=multi_krum(1))) == set()
+    stack = arc(1, base=nnm(1, base=rlr(2, base=multi_krum(1))))
+    assert reports(stack) == {"clipped", "flipped"}
+    assert reports(arc(1, base=multi_krum(1))) == {"clipped", "selected"}
 
 
 def test_arc_by_hand() -> None:
@@ -314,7 +324,7 @@ def test_arc_by_hand() -> None:
     np.testing.assert_allclose(short[0], [2.4693239916, -1.9754591933], rtol=1e-6)
     np.testing.assert_array_equal(short[1:], U[1:])
     np.testing.assert_allclose(arc(1)(U), [1.4938647983, 0.4049081613], rtol=1e-6)
-    info = arc(1).aggregate(received(U), ())[2]
+    info = call(arc(1), U)[2]
     np.testing.assert_array_equal(info["clipped"], [1, 0, 0, 0, 0])
     # As ByzFL documents it.
     x = np.arange(1.0, 10).reshape(3, 3).astype(np.float32)
@@ -329,7 +339,7 @@ def test_arc_counts_present_rows() -> None:
     x = np.diag(np.arange(1, 10)).astype(np.float32)
     for n, clipped in [(9, 3), (5, 2), (3, 1), (2, 0), (0, 0)]:
         weights = (np.arange(9) < n).astype(np.float32)
-        info = arc(2).aggregate(received(x, weights), ())[2]
+        info = call(arc(2), x, weights)[2]
         np.testing.assert_array_equal(
             np.flatnonzero(info["clipped"]), np.arange(n - clipped, n), err_msg=str(n)
         )
@@ -340,7 +350,7 @@ def test_rlr_by_hand() -> None:
     for threshold, expected in [(0, [3, -0.8]), (2, [3, -0.8]), (3, [3, 0.8]), (4, [3, 0.8])]:
         np.testing.assert_allclose(rlr(threshold)(U), expected, rtol=1e-6)
     np.testing.assert_allclose(rlr(5)(U), [-3, 0.8], rtol=1e-6)
-    assert rlr(3).aggregate(received(U), ())[2]["flipped"] == 0.5
+    assert call(rlr(3), U)[2]["flipped"] == 0.5
     # Votes are not weighted, and absent rows have none.
     weights = np.array([100, 1, 1, 0, 1], np.float32)
     for threshold, expected in [(1, [1, -1]), (3, [1, 1]), (4, [-1, 1])]:
@@ -351,9 +361,9 @@ def test_rlr_by_hand() -> None:
 @pytest.mark.parametrize("make", [nnm, arc], ids=["nnm", "arc"])
 def test_f_may_be_traced(make) -> None:
     """Of several f at once, as of each alone; and of too many malicious rows."""
-    results = jax.vmap(lambda f: make(f, base=median())(U))(jnp.arange(3))
+    results = jax.jit(jax.vmap(lambda f: make(f, base=median())(U)))(jnp.arange(3))
     for f in range(3):
-        np.testing.assert_allclose(results[f], make(f, base=median())(U), rtol=1e-6)
+        np.testing.assert_allclose(results[f], call(make(f, base=median()), U)[0], rtol=1e-6)
     with pytest.raises(ValueError, match=rf"{make.__name__} needs n > 2f, got n=5, f=3"):
         make(3)(U)
 
@@ -452,6 +462,59 @@ def test_votes_and_shares() -> None:
     assert p_a == 0 and p_b == 1
 
 
+# --- Clipped clustering ----------------------------------------------------------------------------
+
+
+def test_clipped_clustering_by_hand() -> None:
+    """Angles 0, 10, 95 and 100 degrees and lengths 1, 2, 3, 10: two pairs, of which the first stays,
+    clipped at 2.5; with one more row at 90 the other cluster is the larger one."""
+    angles, lengths = np.deg2rad([0, 10, 95, 100, 90]), np.array([1, 2, 3, 10, 4])
+    x = (lengths[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)).astype(np.float32)
+    rule = clipped_clustering(9)
+    aggregate = jax.jit(rule.aggregate)
+    start = rule.init(5, jnp.zeros(2))
+    result, state, info = aggregate(received(x, np.array([1, 1, 1, 1, 0])), start)
+    np.testing.assert_array_equal(info["selected"], [1, 1, 0, 0, 0])
+    np.testing.assert_array_equal(info["clipped"], [0, 0, 1, 1, 0])
+    np.testing.assert_allclose(result, (x[0] + x[1]) / 2, rtol=1e-6)
+    # The median of 1, 2, 3, 10 and 1, 2, 3, 10, 4 is 3.
+    result, state, info = aggregate(received(x), state)
+    np.testing.assert_array_equal(info["selected"], [0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(info["clipped"], [0, 0, 0, 1, 1])
+    units = x[2:] / lengths[2:, None]
+    np.testing.assert_allclose(result, np.mean(3 * units, axis=0), rtol=1e-6, atol=1e-7)
+    # All nine places are taken: 4 more lengths replace the first 4, 5 more all but the 4.
+    _, (_, (kept, _, _)), _ = aggregate(received(8 * x, np.array([1, 1, 1, 1, 0])), state)
+    np.testing.assert_allclose(np.sort(kept), [1, 2, 3, 4, 8, 10, 16, 24, 80], rtol=1e-6)
+    with pytest.raises(ValueError, match="clipped_clustering needs memory >= n, got memory=3, n=5"):
+        clipped_clustering(3)(x)
+
+
+def test_clipped_clustering_over_rounds() -> None:
+    rule = clipped_clustering(40, base=median())
+    aggregate, state, lengths = jax.jit(rule.aggregate), rule.init(9, jnp.zeros(4)), []
+    for t, (x, ids, weights) in enumerate(rounds(4, 4, 9, 6, np.float32)):
+        weights = 0 * weights if t == 3 else weights
+        x *= t + 1
+        result, state, info = aggregate(received(x, weights, ids), state)
+        expected, stay, lengths = ref.clipped_clustering(x, lengths, ref.median, weights)
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(np.flatnonzero(info["selected"]), stay)
+
+
+def test_average_linkage() -> None:
+    """Of random numbers, which are no distances, as of the definition."""
+    larger = jax.jit(larger_by_average_linkage)
+    rng = np.random.default_rng(5)
+    for _ in range(50):
+        numbers = np.triu(rng.random((9, 9)).astype(np.float32), 1)
+        numbers += numbers.T
+        present = rng.random(9) < 0.7
+        expected = ref.larger_by_average_linkage(numbers[np.ix_(present, present)])
+        rows = np.flatnonzero(larger(numbers, present))
+        np.testing.assert_array_equal(rows, np.flatnonzero(present)[expected])
+
+
 # --- Behind one another ----------------------------------------------------------------------------
 
 BASES = {
@@ -477,11 +540,9 @@ WRAPPERS = {
 
 
 def stacks() -> list[tuple[str, ...]]:
-    """Two for each base, which comes last: three wrappers in random order."""
+    """One for each base, which comes last: four wrappers in random order."""
     rng = np.random.default_rng(8)
-    return [
-        (*rng.permutation(list(WRAPPERS))[:3].tolist(), base) for base in BASES for _ in range(2)
-    ]
+    return [(*rng.permutation(list(WRAPPERS))[:4].tolist(), base) for base in BASES]
 
 
 @pytest.mark.parametrize("stack", stacks(), ids=" > ".join)
@@ -509,9 +570,52 @@ def test_behind_one_another(stack: tuple[str, ...]) -> None:
 
 def test_the_order_of_wrappers_matters() -> None:
     """NNM, then clipping at 2, and the other way round."""
-    one = nnm(1, base=norm_clipping(2.0))(U)
-    other = norm_clipping(2.0, base=nnm(1))(U)
+    one = call(nnm(1, base=norm_clipping(2.0)), U)[0]
+    other = call(norm_clipping(2.0, base=nnm(1)), U)[0]
     mixed = np.array([[3.75, -1.5]] + 4 * [[1.25, 1]])
     expected = (np.array([3.75, -1.5]) * 2 / np.hypot(3.75, 1.5) + 4 * mixed[1]) / 5
     np.testing.assert_allclose(one, expected, rtol=1e-6)
     assert np.max(np.abs(one - other)) > 0.1
+
+
+# --- In a simulation -------------------------------------------------------------------------------
+
+
+def side_by_side(*rules: Aggregator) -> Aggregator:
+    """The mean of several rules' aggregates, so that one program runs them all."""
+
+    def init(num_clients, params):
+        return tuple(rule.init(num_clients, params) for rule in rules)
+
+    def aggregate(received, state):
+        results = [rule.aggregate(received, s) for rule, s in zip(rules, state, strict=True)]
+        combined = jnp.mean(jnp.stack([result for result, _, _ in results]), axis=0)
+        return combined, tuple(state for _, state, _ in results), {}
+
+    return Aggregator(init, aggregate)
+
+
+def test_checkpoints_hold_all_of_their_memory(tmp_path) -> None:
+    dataset = data.synthetic(jax.random.key(1), num_classes=3, num_features=4, num_train=120)
+    task = fr.classification(models.SoftmaxRegression(3), dataset.train["x"][:1])
+    parts = data.iid(jax.random.key(3), dataset.train, 8)
+    rule = side_by_side(
+        nnm(1, base=bucketing(2, base=centered_clipping(0.1))),
+        sequential_clipping(0.1, 2),
+        clipped_clustering(15),
+        crfl(lambda t: 0.1 * t, 0.01, base=rlr(2, base=arc(1, base=centered_clipping(0.2)))),
+    )
+    client = fr.local_sgd(task, 0.1, batch_size=4)
+    sim = fr.Simulation(task, client, rule, num_malicious=2, clients_per_round=5)
+    key = jax.random.key(5)
+    whole, _ = fr.run(sim, key, parts, 4, evaluate_every=2)
+    arguments = {"evaluate_every": 2, "checkpoint": tmp_path / "run.npz", "checkpoint_every": 2}
+    half, _ = fr.run(sim, key, parts, 2, **arguments)
+    resumed, _ = fr.run(sim, key, parts, 4, **arguments)
+    for a, b in zip(*map(jax.tree.leaves, (whole, resumed)), strict=True):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = map(jax.random.key_data, (a, b))
+        np.testing.assert_array_equal(a, b)
+    for a, c in zip(*map(jax.tree.leaves, (whole.aggregator, half.aggregator)), strict=True):
+        assert np.any(a != c)  # every part of the memory went on
+    assert np.all(np.isfinite(whole.params))

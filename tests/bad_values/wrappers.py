@@ -52,6 +52,7 @@ TABLE: dict[str, Line | list[Line]] = {
     "aggregators.centered_clipping": Line(
         {"bound": 0.5, "steps": 2}, {"bound": positive(), "steps": count(1)}
     ),
+    "aggregators.clipped_clustering": Line({"memory": 20}, {"memory": count(1), **BASED}),
     "aggregators.crfl": Line(
         {"bound": 0.5, "noise": 0.1, "rounds": 3},
         {

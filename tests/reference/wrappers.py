@@ -155,3 +155,36 @@ def crfl(updates: Array, params: Array, bound: float, base: Base, w: Array | Non
     """Algorithm 1 without its noise: from the received model to the next one, clipped."""
     rows, weights, _ = present(updates, w)
     return clipped_to(params + base(rows, weights), bound) - params
+
+
+# --- Li, Ngai, Voigt, 2023 -------------------------------------------------------------------------
+
+
+def cosine_distances(rows: Array) -> Array:
+    """1 - cos of every two rows; 1 where one of them is zero."""
+    units = [row / length_of(row) if length_of(row) else row for row in rows]
+    return np.array([[1 - float(u @ v) for v in units] for u in units])
+
+
+def larger_by_average_linkage(distances: Array) -> list[int]:
+    """Clusters with the least mean distance are joined until two are left: the larger, or first, one."""
+    clusters = [[i] for i in range(len(distances))]
+    while len(clusters) > 2:
+        pairs = [(a, b) for a in range(len(clusters)) for b in range(a + 1, len(clusters))]
+        means = [np.mean(distances[np.ix_(clusters[a], clusters[b])]) for a, b in pairs]
+        a, b = pairs[int(np.argmin(means))]
+        clusters[a] += clusters.pop(b)
+    return sorted(max(clusters, key=len)) if clusters else []
+
+
+def clipped_clustering(
+    updates: Array, lengths: list[float], base: Base, weights: Array | None = None
+) -> tuple[Array, list[int], list[float]]:
+    """The aggregate, the rows that stay, and the lengths so far, which come in, too."""
+    rows, weights, index = present(updates, weights)
+    lengths = lengths + [length_of(row) for row in rows]
+    if not len(rows):
+        return np.zeros(np.shape(updates)[1]), [], lengths
+    stay = larger_by_average_linkage(cosine_distances(rows))
+    clipped = np.array([clipped_to(row, float(np.median(lengths))) for row in rows])
+    return base(clipped[stay], weights[stay]), [int(i) for i in index[stay]], lengths
