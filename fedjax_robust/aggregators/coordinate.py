@@ -14,7 +14,12 @@ import jax.numpy as jnp
 from fedjax_robust import checks
 from fedjax_robust.aggregators.base import no_state
 from fedjax_robust.kernels.presence import drop_non_finite, is_present
-from fedjax_robust.kernels.ranks import coordinate_median, sort_present, trimmed_mean_of_present
+from fedjax_robust.kernels.ranks import (
+    coordinate_median,
+    row,
+    sort_present,
+    trimmed_mean_of_present,
+)
 from fedjax_robust.memo import same_for_equal_arguments
 from fedjax_robust.types import Aggregator, Array, Info, Received, State
 
@@ -98,8 +103,7 @@ def _trimmed_leave_one_out(f: int | Array | None) -> Callable[[Received, State],
         rank = jnp.arange(low, high)[:, None]
         inner = (rank > first) & (rank < last)
         between = jnp.sum(jnp.where(inner, values * share, 0), axis=0)
-        lower = jnp.take(values, first - low, axis=0, mode="clip")
-        upper = jnp.take(values, last - low, axis=0, mode="clip")
+        lower, upper = row(values, first - low), row(values, last - low)
         # The ends are not summed before it is clear that they stay: they may be huge.
         inside = lower * share + upper * share - exact * share
         outside = jnp.where(exact <= lower, upper, lower) * share

@@ -12,7 +12,8 @@ from fedjax_robust.types import Array, Batch, ClientData, Key
 def sample_without_replacement(key: Key, count: Array, size: int) -> tuple[Array, Array]:
     """A uniformly random subset of {0, .., count - 1} of min(size, count) elements.
 
-    Floyd's algorithm: ``size`` draws, whatever ``count`` is.
+    Floyd's algorithm: ``size`` draws, whatever ``count`` is, and no loop over them, which an
+    accelerator would spend more time on than on a step of a small model.
 
     Args:
       key: a key.
@@ -33,13 +34,28 @@ def sample_without_replacement(key: Key, count: Array, size: int) -> tuple[Array
     last = jnp.maximum(count - k + i, 0)
     draws = jax.random.randint(key, (size,), 0, last + 1)
 
-    def place(i: Array, chosen: Array) -> Array:
-        taken = jnp.any(chosen == draws[i])
-        return chosen.at[i].set(jnp.where(taken, last[i], draws[i]))
-
-    chosen = jax.lax.fori_loop(0, size, place, jnp.full(size, -1, draws.dtype))
+    # A draw is taken if an earlier one was equal, or if it is the number last[j] that an earlier draw,
+    # itself taken, was replaced by: a chain of pointers to earlier draws. One that ends in a taken draw,
+    # marked by ``size``, does so after doubling it a few times.
+    j = draws - (count - k)
+    ends = jnp.where((j >= 0) & (j < i), j, i)
+    ends = jnp.append(jnp.where(_seen_before(draws), size, ends), size)
+    for _ in range((size - 1).bit_length()):
+        ends = ends[ends]
+    chosen = jnp.where(ends[:size] == size, last, draws)
     used = i < k
     return jnp.where(used, chosen, 0), used.astype(jnp.float32)
+
+
+def _seen_before(draws: Array) -> Array:
+    """Whether an equal number stands before it: (b,) -> (b,) bool."""
+    b = draws.shape[0]
+    if b <= 128:  # all pairs, which are cheaper than sorting
+        earlier = jnp.arange(b)[:, None] < jnp.arange(b)
+        return jnp.any(earlier & (draws[:, None] == draws), axis=0)
+    order = jnp.argsort(draws, stable=True)
+    same = jnp.append(False, jnp.diff(draws[order]) == 0)
+    return jnp.zeros(b, bool).at[order].set(same, unique_indices=True)
 
 
 def take(data: ClientData, positions: Array, mask: Array) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jax import lax
 
 from fedjax_robust import checks
 from fedjax_robust.kernels.norms import accumulator
@@ -87,10 +88,17 @@ def coordinate_median(updates: Array, present: Array) -> Array:
     return trimmed_mean_of_present(updates, present, (updates.shape[0] - 1) // 2)
 
 
+def row(values: Array, i: Array) -> Array:
+    """One row (d,) of (k, d), the nearest if there is no i-th: by a slice, whose gradient is one, too
+    (that of ``jnp.take`` is a scatter)."""
+    i = jnp.clip(i, 0, values.shape[0] - 1)
+    return lax.dynamic_index_in_dim(values, i, keepdims=False)
+
+
 def middle_of_sorted(values: Array, start: Array, count: Array) -> Array:
     """Median of ``count`` ascending values (k, d) that begin at row ``start`` -> (d,); zero if none."""
-    below = jnp.take(values, start + (count - 1) // 2, axis=0, mode="clip")
-    above = jnp.take(values, start + count // 2, axis=0, mode="clip")
+    below = row(values, start + (count - 1) // 2)
+    above = row(values, start + count // 2)
     return jnp.where(count > 0, 0.5 * below + 0.5 * above, 0)
 
 

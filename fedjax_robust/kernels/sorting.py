@@ -1,14 +1,19 @@
-"""Sorting over the clients by a network of comparators.
+"""Sorting over the clients: by a network of comparators on CPU, by XLA's sort of integers elsewhere.
 
 XLA sorts the leading axis of a matrix slowly on CPU. A sorting network applies a fixed list of
 comparators (i, j), each of which puts the smaller value in row i and the larger in row j, to all
 columns at once. This one is Batcher's merge exchange (Knuth, The Art of Computer Programming, volume
 3, 5.2.2, algorithm M), which serves every n. ``experiments/bench/kernels.py`` measures it.
+
+XLA's sort of floats knows NaN and signed zeros, and a stable one carries the rows' numbers along: on a
+TPU both together take six times as long as an unstable sort of integers that are ordered as the floats
+are. Derivatives are moved along by sorting, too: the transpose of a gather is a scatter, which a TPU does
+by sorting all n d entries in one go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +23,8 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import sequential_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fedjax_robust.types import Array
@@ -122,7 +129,7 @@ def _combine(x: Array, coefficients: Array, instead: Array, low: int) -> Array:
         instead,
         cpu=sequential_vmap(by_network),
         default=lambda x, coefficients, instead: _combination(
-            coefficients, jnp.sort(_fill(x, instead), axis=0)[low:high]
+            coefficients, sorted_elsewhere(_fill(x, instead))[low:high]
         ),
     )
 
@@ -154,11 +161,9 @@ def _shares(x: Array, of_rank: Array) -> Array:
             return x
         return _share_own_columns(0, n, *map(jnp.asarray, _tables(n, 0, n)), of_rank, x)
 
-    def by_sorting(x: Array, of_rank: Array) -> Array:
-        order = jnp.argsort(x, axis=0, stable=True)
-        return jnp.take(of_rank, jnp.argsort(order, axis=0), mode="clip")
-
-    return lax.platform_dependent(x, of_rank, cpu=sequential_vmap(by_network), default=by_sorting)
+    return lax.platform_dependent(
+        x, of_rank, cpu=sequential_vmap(by_network), default=shares_elsewhere
+    )
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))
@@ -172,22 +177,7 @@ def _ranks(x: Array, low: int, high: int) -> Array:
         x,
         # One matrix after the other under vmap: their tiles together would not fit the cache.
         cpu=sequential_vmap(lambda x: _sort_by_network((x,), low, high)[0]),
-        default=lambda x: jnp.sort(x, axis=0)[low:high],
-    )
-
-
-@partial(jax.jit, static_argnums=(1, 2))
-def _order(x: Array, low: int, high: int) -> Array:
-    """``jnp.argsort(x, axis=0, stable=True)[low:high]``."""
-
-    def by_network(x: Array) -> Array:
-        rows = jnp.broadcast_to(jnp.arange(x.shape[0], dtype=jnp.int32)[:, None], x.shape)
-        return _sort_by_network((x, rows), low, high)[1]
-
-    return lax.platform_dependent(
-        x,
-        cpu=sequential_vmap(by_network),
-        default=lambda x: jnp.argsort(x, axis=0, stable=True)[low:high].astype(jnp.int32),
+        default=lambda x: sorted_elsewhere(x)[low:high],
     )
 
 
@@ -197,12 +187,148 @@ def _sort_jvp(
 ) -> tuple[Array, Array]:
     (x,), (t,) = primals, tangents
     order = _order(lax.stop_gradient(x), low, high)
-    return _take(x, order), _take(t, order)
+    return _moved(order, x, low, high, own=True), _moved(order, t, low, high)
 
 
-def _take(x: Array, order: Array) -> Array:
-    """x (n, d), order (k, d) -> (k, d), the entries of those rows."""
-    return jnp.take_along_axis(x, order, axis=0)
+@partial(jax.jit, static_argnums=(1, 2))
+def _order(x: Array, low: int, high: int) -> Array:
+    """``jnp.argsort(x, axis=0, stable=True)``; rows but low .. high - 1 are undefined."""
+
+    def by_network(x: Array) -> Array:
+        order = _sort_by_network((x, _row_numbers(x)), low, high)[1]
+        return jnp.pad(order, ((low, x.shape[0] - high), (0, 0)))
+
+    return lax.platform_dependent(x, cpu=sequential_vmap(by_network), default=order_elsewhere)
+
+
+def _row_numbers(x: Array) -> Array:
+    return jnp.broadcast_to(jnp.arange(x.shape[0], dtype=jnp.int32)[:, None], x.shape)
+
+
+# --- Elsewhere than on a CPU ------------------------------------------------------------------------
+
+
+def sorted_elsewhere(x: Array) -> Array:
+    """``jnp.sort(x, axis=0)`` for (n, d) floats without NaN; -0 before +0."""
+    return _floats(lax.sort(_integers(x), dimension=0, is_stable=False), x.dtype)
+
+
+def order_elsewhere(x: Array) -> Array:
+    """``jnp.argsort(x, axis=0, stable=True)`` for (n, d) floats without NaN, int32."""
+    key = _integers(jnp.where(x == 0, 0, x))  # two zeros are equal
+    rows = _row_numbers(x)
+    return lax.sort((key, rows), dimension=0, is_stable=False, num_keys=2)[1]
+
+
+def by_key_elsewhere(key: Array, x: Array) -> Array:
+    """Each column of x sorted by that of ``key``, both (n, d), whose keys differ."""
+    return lax.sort((key, x), dimension=0, is_stable=False, num_keys=1)[1]
+
+
+def shares_elsewhere(x: Array, of_rank: Array) -> Array:
+    """``_shares``: the coefficients travel back to their rows."""
+    return by_key_elsewhere(order_elsewhere(x), jnp.broadcast_to(of_rank[:, None], x.shape))
+
+
+def _integers(x: Array) -> Array:
+    """int32 in the order of the floats, but floats for float64, which a TPU cannot read as integers."""
+    if x.dtype.itemsize > 4:
+        return x
+    bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
+    return _flipped(bits)
+
+
+def _floats(x: Array, dtype: Any) -> Array:
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        return x
+    return lax.bitcast_convert_type(_flipped(x), jnp.float32).astype(dtype)
+
+
+def _flipped(bits: Array) -> Array:
+    """Its own inverse: of negative numbers, the larger bits mean the smaller number."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+# --- Moving derivatives along -----------------------------------------------------------------------
+
+# Which rows' entries (..., n, d) come to ranks low .. high - 1 by an order (..., n, d), and back: each is
+# the other's transpose. To JAX's differentiation it is one operation, which every platform does in its
+# way: a gather and a scatter on CPU, by sorting elsewhere.
+_moved_p = Primitive("moved_to_ranks")
+
+
+def _moved(
+    order: Array, x: Array, low: int, high: int, own: bool = False, back: bool = False
+) -> Array:
+    """``own``: the order is that of x, which then need not be known to sort it."""
+    moved: Array = _moved_p.bind(order, x, low=low, high=high, own=own, back=back)
+    return moved
+
+
+def _move(order: Array, x: Array, *, low: int, high: int, own: bool, back: bool) -> Array:
+    if order.ndim > 2:
+        how = partial(_move, low=low, high=high, own=own, back=back)
+        return jax.vmap(how)(order, x)
+    n = order.shape[0]
+
+    def gather(order: Array, x: Array) -> Array:
+        return jnp.take_along_axis(x, order[low:high], axis=0)
+
+    def scatter(order: Array, x: Array) -> Array:
+        rows = jax.ShapeDtypeStruct(order.shape, x.dtype)
+        return jax.linear_transpose(partial(gather, order), rows)(x)[0]
+
+    def to_ranks(order: Array, x: Array) -> Array:
+        if own:
+            return sorted_elsewhere(x)[low:high]
+        place = by_key_elsewhere(order, _row_numbers(order))  # the rank of each row
+        return by_key_elsewhere(place, x)[low:high]
+
+    def to_rows(order: Array, x: Array) -> Array:
+        return by_key_elsewhere(order, jnp.pad(x, ((low, n - high), (0, 0))))
+
+    here, elsewhere = (scatter, to_rows) if back else (gather, to_ranks)
+    return lax.platform_dependent(order, x, cpu=here, default=elsewhere)
+
+
+def _moved_shape(order: Any, x: Any, *, low: int, high: int, own: bool, back: bool) -> Any:
+    rows = order.shape[-2] if back else high - low
+    return x.update(shape=(*x.shape[:-2], rows, x.shape[-1]))
+
+
+def _moved_jvp(
+    primals: Any, tangents: Any, *, low: int, high: int, own: bool, back: bool
+) -> tuple[Array, Any]:
+    (order, x), (_, t) = primals, tangents
+    result = _moved(order, x, low, high, own, back)
+    if isinstance(t, ad.Zero):
+        return result, ad.Zero(jax.typeof(result))
+    return result, _moved(order, t, low, high, False, back)
+
+
+def _moved_transpose(
+    cotangent: Any, order: Array, x: Any, *, low: int, high: int, own: bool, back: bool
+) -> tuple[None, Any]:
+    if isinstance(cotangent, ad.Zero):
+        return None, ad.Zero(x.aval)
+    return None, _moved(order, cotangent, low, high, False, not back)
+
+
+def _moved_batched(arrays: Sequence[Array], axes: Sequence[Any], **how: Any) -> tuple[Array, int]:
+    size = next(a.shape[axis] for a, axis in zip(arrays, axes, strict=True) if axis is not None)
+    order, x = (
+        jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
+        for a, axis in zip(arrays, axes, strict=True)
+    )
+    return _moved(order, x, **how), 0
+
+
+_moved_p.def_impl(jax.jit(_move, static_argnames=("low", "high", "own", "back")))
+_moved_p.def_abstract_eval(_moved_shape)
+ad.primitive_jvps[_moved_p] = _moved_jvp
+ad.primitive_transposes[_moved_p] = _moved_transpose
+batching.primitive_batchers[_moved_p] = _moved_batched
+mlir.register_lowering(_moved_p, mlir.lower_fun(_move, multiple_results=False))
 
 
 Columns = tuple[Array, ...]

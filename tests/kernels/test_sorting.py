@@ -1,5 +1,6 @@
 """The sorting network against NumPy's sort."""
 
+import contextlib
 import itertools
 
 import jax
@@ -8,8 +9,17 @@ import jax.test_util
 import numpy as np
 import pytest
 
-from fedjax_robust.aggregators import median, norm_clipping, trimmed_mean
+from fedjax_robust.aggregators import (
+    bulyan,
+    mean_around_median,
+    median,
+    norm_clipping,
+    phocas,
+    trimmed_mean,
+)
+from fedjax_robust.kernels import sorting
 from fedjax_robust.kernels.sorting import _comparators, combine_ranks, sort_clients
+from fedjax_robust.types import Received
 
 
 def random_matrix(n, d, seed=0, dtype=np.float32):
@@ -85,6 +95,77 @@ def test_vmap_and_jit():
     x = np.random.default_rng(0).normal(size=(4, 21, 300)).astype(np.float32)
     out = jax.jit(jax.vmap(lambda x: sort_clients(x, 5, 16)))(x)
     np.testing.assert_array_equal(out, np.sort(x, axis=1)[:, 5:16])
+
+
+# --- What accelerators run ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def elsewhere():
+    """``lax.platform_dependent`` as on an accelerator."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sorting.lax, "platform_dependent", lambda *a, default, **k: default(*a))
+        yield
+
+
+EXTREMES = [-np.inf, -1e30, -2, -1, -1e-30, -0.0, 0.0, 1e-30, 1, 2, 1e30, np.inf]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, jnp.bfloat16, np.float16])
+def test_sorting_elsewhere_equals_numpy(dtype):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        for n in (1, 2, 37):
+            for x in (rng.choice(EXTREMES, size=(n, 60)), rng.normal(size=(n, 60))):
+                x = jnp.asarray(x).astype(dtype)
+                exact = np.asarray(x.astype(jnp.float64))
+                got = jax.jit(sorting.sorted_elsewhere)(x)
+                assert got.dtype == x.dtype
+                np.testing.assert_array_equal(got.astype(jnp.float64), np.sort(exact, axis=0))
+                order = np.argsort(exact, axis=0, kind="stable")
+                np.testing.assert_array_equal(jax.jit(sorting.order_elsewhere)(x), order)
+                of_rank = jnp.asarray(rng.normal(size=n)).astype(dtype)
+                shares = jax.jit(sorting.shares_elsewhere)(x, of_rank)
+                np.testing.assert_array_equal(shares, of_rank[np.argsort(order, axis=0)])
+                np.testing.assert_array_equal(shares, sorting._shares(x, of_rank))
+
+
+def test_moving_elsewhere_equals_that_here():
+    """Both ways, and the values themselves, on one order of which ranks 2 .. 6 matter."""
+    rng = np.random.default_rng(1)
+    x, y = (rng.normal(size=(k, 30)).astype(np.float32) for k in (9, 5))
+    order = np.argsort(x, axis=0).astype(np.int32)
+    for own, back, operand in [
+        (False, False, x[::-1].copy()),
+        (True, False, x),
+        (False, True, y),
+    ]:
+        how = {"low": 2, "high": 7, "own": own, "back": back}
+        here = jax.jit(lambda order, x, how=how: sorting._move(order, x, **how))(order, operand)
+        with elsewhere():
+            there = jax.jit(lambda order, x, how=how: sorting._move(order, x, **how))(
+                order, operand
+            )
+        np.testing.assert_array_equal(here, there)
+
+
+def test_derivatives_elsewhere_equal_those_here():
+    """Of both functions, forwards and backwards and twice."""
+
+    def value(x):
+        ranks = sort_clients(jnp.sin(x), 2, 7) ** 3
+        mixed = combine_ranks(jnp.cos(x), jnp.asarray([1.0, 0.5]), 3, jnp.zeros(9))
+        return jnp.sum(ranks * jnp.arange(5.0)[:, None]) + jnp.sum(mixed**3)
+
+    x = jnp.asarray(random_matrix(9, 2, seed=3))
+    kinds = (value, jax.grad(value), jax.jacfwd(value), jax.hessian(value))
+    here = [jax.jit(kind)(x) for kind in kinds]
+    jax.clear_caches()
+    with elsewhere():
+        there = [jax.jit(kind)(x) for kind in kinds]
+    jax.clear_caches()
+    for a, b in zip(here, there, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -220,22 +301,48 @@ def test_derivatives_of_any_order():
         jax.test_util.check_grads(cubes, (x,), order=3, eps=1e-5)
 
 
-@pytest.mark.parametrize("rule", [median(), trimmed_mean(2), norm_clipping(1.0, base=median())])
-def test_second_derivatives_through_rules(rule):
-    """Without and with absent rows; compiled, and over a vector of problems."""
+SORTING = {
+    "median": median(),
+    "trimmed mean": trimmed_mean(2),
+    "clipped median": norm_clipping(1.0, base=median()),
+    "bulyan": bulyan(1),
+    "mean around the median": mean_around_median(2),
+    "phocas": phocas(2),
+}
+
+
+def left_out(rule):
+    """All leave-one-out results, weighted so that their slopes do not cancel."""
+
+    def results(x, weights):
+        n, d = x.shape
+        received = Received(x, weights, jnp.arange(n), jnp.zeros(d), jax.random.key(0))
+        return jnp.arange(1.0, n + 1)[:, None] * rule.leave_one_out(received, ())
+
+    return results
+
+
+SORTING |= {f"{name}, one left out": left_out(SORTING[name]) for name in ("median", "trimmed mean")}
+
+
+@pytest.mark.parametrize("name", SORTING)
+def test_second_derivatives_through_rules(name):
+    """Against differences of the gradient, without and with absent rows, over a vector of problems."""
+
+    def value(x, weights):
+        return jnp.sum(SORTING[name](jnp.tanh(x), weights) ** 3)
+
     with jax.enable_x64(True):
-        x = jnp.asarray(random_matrix(9, 3, dtype=np.float64))
-        for weights in (jnp.ones(9), jnp.ones(9).at[4].set(0)):
-
-            def value(x, weights=weights):
-                return jnp.sum(rule(jnp.tanh(x), weights) ** 3)
-
-            jax.test_util.check_grads(value, (x,), order=2, eps=1e-5)
-            many = jnp.stack([x, 2 * x, x - 1])
-            hessians = jax.jit(jax.vmap(jax.hessian(value)))(many)
-            for one, hessian in zip(many, hessians, strict=True):
-                np.testing.assert_allclose(hessian, jax.hessian(value)(one), rtol=1e-9, atol=1e-12)
-            assert np.max(np.abs(hessians)) > 1e-3
+        slope = jax.jit(jax.vmap(jax.grad(value), (0, None)))
+        curvature = jax.jit(jax.vmap(jax.hessian(value), (0, None)))
+        x = random_matrix(9, 3, dtype=np.float64)
+        steps = 1e-5 * np.eye(27).reshape(27, 9, 3)
+        for weights in (np.ones(9), np.where(np.arange(9) == 4, 0.0, 1.0)):
+            got = np.asarray(curvature(np.stack([x, x - 1]), weights))
+            for point, one in zip((x, x - 1), got, strict=True):
+                expected = (slope(point + steps, weights) - slope(point - steps, weights)) / 2e-5
+                np.testing.assert_allclose(one.reshape(27, 9, 3), expected, rtol=1e-5, atol=1e-8)
+            assert np.max(np.abs(got)) > 1e-3
 
 
 def test_the_slope_of_ties_goes_to_the_lower_rows():

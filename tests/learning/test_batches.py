@@ -7,6 +7,7 @@ import math
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import chi2
@@ -45,3 +46,33 @@ def test_every_subset_is_equally_likely(count: int, size: int) -> None:
     statistic = sum((seen.count(kind) - expected) ** 2 / expected for kind in kinds)
     assert statistic < chi2.ppf(1 - 1e-4, len(kinds) - 1)
     assert statistic > chi2.ppf(1e-4, len(kinds) - 1)  # nor suspiciously even
+
+
+@partial(jax.jit, static_argnames=("size", "draws"))
+def one_by_one(count: jax.Array, size: int, draws: int) -> tuple[jax.Array, jax.Array]:
+    """Floyd's algorithm as it is written down, one draw after the other."""
+
+    def sample(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        k = jnp.minimum(size, count)
+        i = jnp.arange(size)
+        last = jnp.maximum(count - k + i, 0)
+        numbers = jax.random.randint(key, (size,), 0, last + 1)
+
+        def place(i: jax.Array, chosen: jax.Array) -> jax.Array:
+            taken = jnp.any(chosen == numbers[i])
+            return chosen.at[i].set(jnp.where(taken, last[i], numbers[i]))
+
+        chosen = jax.lax.fori_loop(0, size, place, jnp.full(size, -1, numbers.dtype))
+        used = i < k
+        return jnp.where(used, chosen, 0), used.astype(jnp.float32)
+
+    return jax.vmap(sample)(jax.random.split(jax.random.key(0), draws))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 32, 33, 150])
+def test_the_same_batches_as_one_draw_after_the_other(size: int) -> None:
+    """Bit by bit, with long chains of replaced draws where count is little more than size."""
+    for count in [0, 1, 2, size, size + 1, size + 2, 2 * size, 600]:
+        old, new = (f(count, size, 500) for f in (one_by_one, subsets))
+        np.testing.assert_array_equal(new[0], old[0])
+        np.testing.assert_array_equal(new[1], old[1])
