@@ -141,7 +141,7 @@ def test_what_the_rule_behind_bucketing_is_told() -> None:
         match=r"bucketing\(size=2\) gives its base ceil\(n / size\) = 4 of n=8 rows, which it "
         r"refuses: krum needs n > 2f \+ 2, got n=4, f=1",
     ):
-        jax.eval_shape(krum_behind, np.ones((8, 3), np.float32))
+        jax.eval_shape(lambda x: krum_behind(x), np.ones((8, 3), np.float32))
     # A bucket is a client: a memory by client is one by bucket.
     sizes = bucketing(4, base=Aggregator(lambda n, params: jnp.zeros(n), mean().aggregate))
     assert sizes.init(10, jnp.zeros(3)).shape == (3,)
@@ -600,7 +600,7 @@ def test_checkpoints_hold_all_of_their_memory(tmp_path) -> None:
     task = fr.classification(models.SoftmaxRegression(3), dataset.train["x"][:1])
     parts = data.iid(jax.random.key(3), dataset.train, 8)
     rule = side_by_side(
-        nnm(1, base=bucketing(2, base=centered_clipping(0.1))),
+        bucketing(2, base=centered_clipping(0.1)),
         sequential_clipping(0.1, 2),
         clipped_clustering(15),
         crfl(lambda t: 0.1 * t, 0.01, base=rlr(2, base=arc(1, base=centered_clipping(0.2)))),

@@ -88,6 +88,23 @@ def averaged(*rules):
     return fr.Aggregator(lambda n, params: tuple(rule.init(n, params) for rule in rules), aggregate)
 
 
+def test_wrappers_on_eight_devices_equal_one():
+    task, data = problem()
+    median = aggregators.median()
+    mixed = aggregators.nnm(4, base=aggregators.bucketing(2, base=median))
+    rule = averaged(
+        aggregators.arc(4, base=aggregators.rlr(3, base=mixed)),
+        aggregators.sequential_clipping(0.1, 3),
+        aggregators.clipped_clustering(60),
+        aggregators.crfl(lambda t: 0.1 * t, 0.01, base=aggregators.centered_clipping(0.1, 2)),
+    )
+    both(
+        fr.Simulation(task, fr.local_sgd(task, 0.1, 4), rule, attacks.sign_flip(), num_malicious=4),
+        data,
+        mesh(8),
+    )
+
+
 def test_rules_with_server_data_or_a_memory_of_rows_on_eight_devices_equal_one():
     task, data = problem()
     held = {name: values[:9] for name, values in data.examples.items()}
