@@ -52,6 +52,7 @@ PUBLIC = [fr] + [
 
 # Rules that need more than a matrix: a server's examples and a task or client to use them with.
 WITHOUT_EXAMPLE = {
+    "deepsight",
     "err",
     "lfr",
     "union",

@@ -99,6 +99,7 @@ def deepsight(
     checks.part("deepsight", Aggregator, base=base)
     inputs, draws, min_cluster_size = int(inputs), int(draws), int(min_cluster_size)
 
+    @jax.jit  # outside of a program, too many small ones
     def change(received: Received) -> tuple[Received, Info]:
         draw, rest = jax.random.split(received.key)
         fixed = received._replace(updates=jax.lax.stop_gradient(received.updates))

@@ -36,7 +36,6 @@ import jax.numpy as jnp
 
 from fedjax_robust import checks
 from fedjax_robust.aggregators.base import cleaned
-from fedjax_robust.kernels.distances import pairwise_squared_distances
 from fedjax_robust.kernels.norms import accumulator, direction_and_length
 from fedjax_robust.kernels.ranks import coordinate_median
 from fedjax_robust.kernels.two_means import larger_cluster, two_means_by_squares
@@ -97,6 +96,7 @@ def romoa(
         factor = jnp.full((num_clients, params.shape[0]), 1 / num_clients, exact)
         return Factors(factor, jnp.zeros_like(params, exact))
 
+    @jax.jit  # outside of a program, too many small ones
     def aggregate(received: Received, state: State) -> tuple[Array, State, Info]:
         received = cleaned(received)
         present = received.weights > 0
@@ -211,13 +211,24 @@ def _deviations(x: Array, counted: Array) -> tuple[Array, Array]:
 
 def _score(features: Array, present: Array) -> Array:
     """1 - |(x - c) / (c + 1e-5)|, c the mean of the larger of two clusters: (n, k) -> (n, k)."""
-    squares = pairwise_squared_distances(jax.lax.stop_gradient(features), present)
-    larger = larger_cluster(two_means_by_squares(squares, present), present)
+    larger = larger_cluster(two_means_by_squares(_squares(features, present), present), present)
     share = larger.astype(features.dtype) / jnp.maximum(jnp.sum(larger), 1)
     centre = jnp.dot(share, features, precision="highest")
     divisor = centre + 1e-5
     divisor = jnp.where(jnp.abs(divisor) < 1e-12, 1e-12, divisor)
     return 1 - jnp.abs((features - centre) / divisor)
+
+
+def _squares(features: Array, present: Array) -> Array:
+    """Squared distances, right to some 1e-6 of the largest, which is all that 2-means needs: (n, n).
+
+    Features are between -1 and 1, so that no row can be far from all others."""
+    features = jnp.where(present[:, None], jax.lax.stop_gradient(features), 0)
+    centre = jnp.sum(features, axis=0) / jnp.maximum(jnp.sum(present), 1)
+    centred = jnp.where(present[:, None], features - centre, 0)
+    products = jnp.dot(centred, centred.T, precision="highest")
+    own = jnp.diagonal(products)
+    return jnp.maximum(own[:, None] + own[None, :] - products - products.T, 0)
 
 
 def _new_factors(score: Array, present: Array, sharpness: Any) -> Array:

@@ -1,4 +1,4 @@
-"""The lines of Zeno, FAIR, the learned credits, SignGuard and Romoa."""
+"""The lines of DeepSight, Zeno, FAIR, the learned credits, SignGuard and Romoa."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import reference as ref
 from rule import (
-    SCALES,
-    TIES,
     VALIDATION,
     Rule,
     checking,
@@ -21,6 +19,7 @@ from rule import (
 )
 
 from fedjax_robust.aggregators import (
+    deepsight,
     fair,
     fair_by_quality,
     learned_credits,
@@ -31,7 +30,7 @@ from fedjax_robust.aggregators import (
     signguard_sim,
     zeno,
 )
-from fedjax_robust.types import Aggregator, Received
+from fedjax_robust.types import Aggregator, Received, Task
 
 RHO = 0.125  # a power of two: rows of small integers have exact scores, and tie exactly
 
@@ -103,7 +102,54 @@ def romoa_reference(x: np.ndarray, f: int, w: np.ndarray | None) -> np.ndarray:
     )[0]
 
 
+def deepsight_of_any_size(f: int) -> Aggregator:
+    """The model is its output layer's biases, which are the kernel, too, and its logits for any input."""
+
+    def aggregate(received: Received, state: tuple) -> tuple:
+        d = received.params.shape[0]
+        task = Task(
+            lambda key: jnp.zeros(d),
+            lambda params, batch: jnp.sum(params),
+            lambda params, x: jnp.broadcast_to(params, (len(x), d)),
+            lambda params: params,
+        )
+        rule = deepsight(task, np.zeros((1, 1), np.float32), one_layer, inputs=1, draws=1)
+        return rule.aggregate(received, state)
+
+    return Aggregator(lambda n, params: (), aggregate)
+
+
+def one_layer(params: jnp.ndarray) -> tuple:
+    return params[None], params
+
+
+def deepsight_rows(x: np.ndarray, f: int, w: np.ndarray | None) -> list[int]:
+    rows, _, index = ref.present(x, w)
+    if not len(rows):
+        return []
+    layers = [ref.update_energies(row[None], row) for row in rows]
+    d = x.shape[1]
+    differences = np.array([ref.softmax(row) / (1 / d + 1e-6) for row in rows])
+    labels = ref.deepsight_clusters(np.array([e for e, _ in layers]), rows, [differences])
+    exceedings = np.array([number for _, number in layers])
+    return [int(i) for i in index[ref.deepsight_accepted(labels, exceedings)]]
+
+
+def deepsight_reference(x: np.ndarray, f: int, w: np.ndarray | None) -> np.ndarray:
+    chosen = deepsight_rows(x, f, w)
+    return ref.clipped_at_median(x, chosen, w) if chosen else np.zeros(x.shape[1])
+
+
 RULES = {
+    "deepsight": Rule(
+        deepsight_of_any_size,
+        deepsight_reference,
+        lambda f: 1,
+        deepsight_rows,
+        robust=False,
+        weighted=True,
+        equivariant=False,
+    ),
     "zeno": checking(zeno_of_any_size, zeno_rows, lambda f: f + 1),
     "fair": Rule(
         lambda f: fair(score, 0.1, steps=3),
@@ -152,7 +198,5 @@ RULES = {
         lambda f: 1,
         robust=False,
         equivariant=False,
-        excluded=TIES | SCALES,
-        excluded_float64=TIES,
     ),
 }

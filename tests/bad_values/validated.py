@@ -1,4 +1,4 @@
-"""Zeno, FAIR, the learned credits, SignGuard and Romoa."""
+"""DeepSight, Zeno, FAIR, the learned credits, SignGuard and Romoa."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from bad_values.kinds import (
     POOL,
     TASK,
     Line,
+    X,
+    array,
     count,
     examples,
     fraction,
@@ -31,7 +33,33 @@ GUARDING = Line(
     },
 )
 
+
+def output(tree):
+    return tree["Dense_0"]["kernel"], tree["Dense_0"]["bias"]
+
+
 TABLE: dict[str, Line | list[Line]] = {
+    "aggregators.deepsight": Line(
+        {
+            "task": TASK,
+            "sample": X[:1],
+            "output": output,
+            "inputs": 8,
+            "draws": 1,
+            "min_cluster_size": 2,
+            "chunk": 2,
+        },
+        {
+            "task": part(),
+            "sample": array("F", rank=False),
+            "output": function(),
+            "inputs": count(1),
+            "draws": count(1),
+            "min_cluster_size": count(2),
+            "chunk": count(1, optional=True),
+            "base": part(optional=True),
+        },
+    ),
     "aggregators.fair": Line(
         {"loss": jnp.sum, "step": 0.1, "steps": 2, "chunk": 2},
         LOSS | {"step": positive(), "steps": count(1)},
