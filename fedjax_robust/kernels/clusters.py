@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from fedjax_robust.kernels.distances import pairwise_distances
 from fedjax_robust.kernels.norms import power_of_two
 from fedjax_robust.kernels.ranks import coordinate_median
+from fedjax_robust.kernels.sorting import sort_clients
 from fedjax_robust.types import Array
 
 
@@ -23,7 +24,7 @@ def distance_of_centres(updates: Array, present: Array) -> Array:
     # All is relative to the median, for the sake of the sums, and divided so that they do not overflow.
     divisor, inverse = power_of_two(jnp.asarray(4.0 * n, updates.dtype))
     centred = updates * inverse - coordinate_median(updates, present) * inverse
-    ascending = jnp.sort(jnp.where(present[:, None], centred, jnp.inf), axis=0)  # absent rows last
+    ascending = sort_clients(jnp.where(present[:, None], centred, jnp.inf))  # absent rows last
     number = jnp.sum(present)
     rank = jnp.arange(1, n + 1)[:, None]
     values = jnp.where(rank <= number, ascending, 0)
