@@ -87,29 +87,127 @@ class At(NamedTuple):
     batch_size: int
 
 
+def loss_of(at: At) -> fr.types.Score:
+    """The server's loss on its examples."""
+    return lambda params: at.task.loss(params, at.root)
+
+
+def dead(f: int, rule: Callable[[int], fr.Aggregator]) -> fr.Aggregator:
+    """A rule behind nearest neighbour mixing."""
+    return aggregators.nnm(f, base=rule(f))
+
+
+# Of clipping rules: about the length of an honest update here.
+BOUND = 0.1
+
 RULES: dict[str, Callable[[At], fr.Aggregator]] = {
     "mean": lambda at: aggregators.mean(),
+    # Coordinate by coordinate
     "median": lambda at: aggregators.median(),
     "trimmed mean": lambda at: aggregators.trimmed_mean(at.f),
+    "MeaMed": lambda at: aggregators.mean_around_median(at.f),
+    "Phocas": lambda at: aggregators.phocas(at.f),
+    "VRMOM": lambda at: aggregators.vrmom(),
+    "sign majority": lambda at: aggregators.sign_majority(0.001),
+    "RLR": lambda at: aggregators.rlr(at.f + 1),
+    # By distances
+    "geometric median": lambda at: aggregators.geometric_median(steps=30),
+    "RFA": lambda at: aggregators.rfa(),
+    "median of means": lambda at: aggregators.median_of_means(np.arange(at.n) % (2 * at.f + 1)),
     "Krum": lambda at: aggregators.krum(at.f),
     "Multi-Krum": lambda at: aggregators.multi_krum(at.f),
     "Bulyan": lambda at: aggregators.bulyan(at.f),
+    "Aksel": lambda at: aggregators.aksel(at.f),
+    "CGE": lambda at: aggregators.cge(at.f),
+    "DnC": lambda at: aggregators.dnc(at.f),
+    "CAF": lambda at: aggregators.caf(at.f, steps=3 * at.f + 10),
+    "centred clipping": lambda at: aggregators.centered_clipping(BOUND),
+    "clipping": lambda at: aggregators.norm_clipping(BOUND),
+    "sequential clipping": lambda at: aggregators.sequential_clipping(BOUND, 3),
+    # Before another rule
+    "NNM + median": lambda at: dead(at.f, lambda f: aggregators.median()),
+    "NNM + trimmed mean": lambda at: dead(at.f, aggregators.trimmed_mean),
+    "NNM + Krum": lambda at: dead(at.f, aggregators.krum),
+    "ARC + NNM + trimmed mean": lambda at: aggregators.arc(
+        at.f, base=dead(at.f, aggregators.trimmed_mean)
+    ),
+    "buckets of 2 + median": lambda at: aggregators.bucketing(2, base=aggregators.median()),
+    "buckets of 2 + trimmed mean": lambda at: aggregators.bucketing(
+        2, base=aggregators.trimmed_mean(at.f)
+    ),
+    # By clusters
+    "FLAME": lambda at: aggregators.flame(),
+    "SignGuard": lambda at: aggregators.signguard(),
+    "SignGuard-Sim": lambda at: aggregators.signguard_sim(),
+    "clipped clustering": lambda at: aggregators.clipped_clustering(10 * at.n),
+    "Auror": lambda at: aggregators.auror(0.01),
+    # By history
+    "AFA": lambda at: aggregators.afa(),
+    "FoolsGold": lambda at: aggregators.foolsgold(summed=False),
+    "CONTRA": lambda at: aggregators.contra(at.n - at.f - 1, summed=False),
+    "FLDetector": lambda at: aggregators.fldetector(),
+    "LASA": lambda at: aggregators.lasa(at.task),
+    "Romoa": lambda at: aggregators.romoa(at.task),
+    # With the server's examples
     "ERR": lambda at: aggregators.err(at.task, at.root, at.f),
     "LFR": lambda at: aggregators.lfr(at.task, at.root, at.f),
     "Union": lambda at: aggregators.union(at.task, at.root, at.f),
     "FLTrust": lambda at: aggregators.fltrust(at.server, at.root),
+    "Cao-Lai": lambda at: aggregators.cao_lai(at.server, at.root),
+    "Zeno": lambda at: aggregators.zeno(at.task, at.root, at.f, 0.01, batch_size=None),
+    "FAIR": lambda at: aggregators.fair(loss_of(at), 0.1),
+    "FAIR by quality": lambda at: aggregators.fair_by_quality(loss_of(at)),
+    "learned credits": lambda at: aggregators.learned_credits(loss_of(at), 10.0),
 }
+
+
+def forecast(at: At, rounds: int) -> Callable[[Any], Any]:
+    """The slope of the loss so many rounds ahead; what the attacker knows of the data are the server's
+    examples, which any client might hold."""
+    size = len(at.root["y"])
+    own = fr.ClientData(at.root, jnp.arange(size, dtype=jnp.int32), jnp.int32(size))
+    round_of = attacks.optimised.as_one(fr.local_sgd(at.task, at.step, None), own)
+    return attacks.optimised.steepest(round_of, loss_of(at), rounds)
+
+
+def spread(mean: jax.Array, std: jax.Array) -> jax.Array:
+    """Min-Max's "standard deviation", which on updates is a plus."""
+    return std
+
+
 ATTACKS: dict[str, Callable[[At], fr.Attack]] = {
     "none": lambda at: attacks.no_attack(),
+    # From their own clients alone
     "label flip": lambda at: attacks.data_poisoning(
         fr.local_sgd(at.task, at.step, at.batch_size, poison=attacks.poisons.label_flip(at.classes))
     ),
-    "gaussian": lambda at: attacks.gaussian(),
+    "sign flip": lambda at: attacks.sign_flip(),
+    "noise": lambda at: attacks.noise(0.01),
+    "scaled sign flip": lambda at: attacks.sign_flip(10.0),
     "Fang Krum, partial": lambda at: attacks.fang_krum_partial(),
-    "Fang Krum": lambda at: attacks.fang_krum_full(),
     "Fang trim, partial": lambda at: attacks.fang_trim_partial(),
+    "ALIE, partial": lambda at: attacks.alie(1.0, partial=True),
+    "IPM .5, partial": lambda at: attacks.ipm(0.5, partial=True),
+    "Min-Max, partial": lambda at: attacks.min_max(partial=True),
+    # With the honest updates
+    "gaussian": lambda at: attacks.gaussian(),
+    "mean is minus": lambda at: attacks.linear_combination(),
+    "IPM .1": lambda at: attacks.ipm(0.1),
+    "IPM 2": lambda at: attacks.ipm(2.0),
+    "ALIE": lambda at: attacks.alie(),
+    "ALIE 1.5": lambda at: attacks.alie(1.5),
+    "Min-Max": lambda at: attacks.min_max(),
+    "Min-Max, spread": lambda at: attacks.min_max(spread),
+    "Min-Sum": lambda at: attacks.min_sum(),
+    "mimic": lambda at: attacks.mimic(),
+    "ByzMean": lambda at: attacks.byz_mean(),
+    "anti-CGE": lambda at: attacks.anti_cge(at.f),
+    "Fang Krum": lambda at: attacks.fang_krum_full(),
     "Fang trim": lambda at: attacks.fang_trim_full(before=aggregators.mean()),
-    "first order": lambda at: attacks.first_order(),
+    "adjoint 20": lambda at: attacks.adjoint(forecast(at, 20)),
+    # With the rule, too
+    "line search": lambda at: attacks.line_search(lambda z: attacks.alie(z)),
+    "first order": lambda at: attacks.first_order(10),
 }
 
 

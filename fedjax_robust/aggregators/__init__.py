@@ -13,6 +13,7 @@ from fedjax_robust.aggregators.centered_clipping import centered_clipping, seque
 from fedjax_robust.aggregators.cge import cge
 from fedjax_robust.aggregators.clipped_clustering import clipped_clustering
 from fedjax_robust.aggregators.clipping import norm_clipping
+from fedjax_robust.aggregators.contra import contra
 from fedjax_robust.aggregators.coordinate import median, trimmed_mean
 from fedjax_robust.aggregators.crfl import crfl, crfl_radius, crfl_shares, crfl_votes
 from fedjax_robust.aggregators.deepsight import deepsight
@@ -26,6 +27,7 @@ from fedjax_robust.aggregators.dnc import dnc
 from fedjax_robust.aggregators.fair import fair, fair_by_quality
 from fedjax_robust.aggregators.fedavg import fedavg_eta
 from fedjax_robust.aggregators.flame import flame
+from fedjax_robust.aggregators.fldetector import fldetector
 from fedjax_robust.aggregators.foolsgold import foolsgold
 from fedjax_robust.aggregators.geometric_median import geometric_median, rfa
 from fedjax_robust.aggregators.krum import krum, multi_krum
@@ -69,6 +71,7 @@ __all__ = [
     "centered_clipping",
     "cge",
     "clipped_clustering",
+    "contra",
     "cosine_to_model",
     "crfl",
     "crfl_radius",
@@ -81,6 +84,7 @@ __all__ = [
     "fair_by_quality",
     "fedavg_eta",
     "flame",
+    "fldetector",
     "fltrust",
     "fltrust_no_norm",
     "fltrust_no_relu",

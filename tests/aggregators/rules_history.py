@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import reference as ref
 from reference import history
-from rule import TIES, Rule, server_vector
+from rule import TIES, Rule, checking, server_vector
 
-from fedjax_robust.aggregators import afa, foolsgold
+from fedjax_robust.aggregators import afa, contra, fldetector, foolsgold
 
 
 def gold(x: np.ndarray, w: np.ndarray | None, summed: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -17,6 +18,10 @@ def adaptive(
     x: np.ndarray, w: np.ndarray | None, params: np.ndarray | None = None
 ) -> tuple[np.ndarray, list[int]]:
     return history.AFA().aggregate(x, list(range(len(x))), w, params)
+
+
+def aligned(x: np.ndarray, w: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    return history.Contra(x.shape[1], 3).aggregate(x, list(range(len(x))), w)
 
 
 RULES = {
@@ -40,6 +45,20 @@ RULES = {
         robust=False,
         equivariant=False,
     ),
+    "contra": Rule(
+        lambda f: contra(3),
+        lambda x, f, w: aligned(x, w)[0],
+        lambda f: 1,
+        lambda x, f, w: list(np.flatnonzero(aligned(x, w)[1])),
+        TIES | {"common_offset"},
+        TIES,
+        robust=False,
+        equivariant=False,
+    ),
+    # In its first round it has nothing to compare with.
+    "fldetector": checking(
+        lambda f: fldetector(), lambda x, f, w: [int(i) for i in ref.present(x, w)[2]]
+    )._replace(equivariant=True),
     "afa": Rule(
         lambda f: afa(),
         lambda x, f, w: adaptive(x, w)[0],

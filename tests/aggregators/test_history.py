@@ -13,7 +13,8 @@ from scipy import special
 
 import fedjax_robust as fr
 from fedjax_robust import models
-from fedjax_robust.aggregators import afa, foolsgold
+from fedjax_robust.aggregators import afa, contra, fldetector, foolsgold
+from fedjax_robust.aggregators.fldetector import hessian_times, upper_cluster
 from fedjax_robust.types import Aggregator, Received
 
 GOLD = np.array([[1.0, 0], [1, 0.1], [0, 1], [-1, 1]], np.float32)
@@ -79,6 +80,86 @@ def test_afa_blocks_at_the_sixth_verdict() -> None:
     assert not info["selected"][0] and info["blocked"][0]
 
 
+def test_contra_by_hand() -> None:
+    """The sheet's cosines, of which a port takes the client's own, 0, where another one is below it."""
+    rule = history.Contra(2, 2)
+    cs = np.array([[history.cosine(a, b) for b in np.float64(GOLD)] for a in np.float64(GOLD)])
+    expected = [0.4975185951, 0.5472704546, 0.4033052501]
+    np.testing.assert_allclose(rule._tau(cs)[:3], expected, rtol=1e-7)
+
+
+def test_the_hessian_and_not_its_inverse() -> None:
+    """By hand; against the BFGS recursion; in any units."""
+    nothing = jnp.zeros((10, 2))
+    s, y = nothing.at[-1].set(jnp.array([1.0, 0])), nothing.at[-1].set(jnp.array([2.0, 1]))
+    product = hessian_times(s, y, jnp.int32(1), jnp.ones(2))
+    np.testing.assert_allclose(product, [3, 3.5], rtol=1e-6)  # the inverse gives .4, .2
+    rng = np.random.default_rng(0)
+    hessian = np.cov(rng.normal(size=(4, 9)))
+    steps = rng.normal(size=(3, 4))
+    changes, v = steps @ hessian, rng.normal(size=4)
+    expected = history.bfgs(list(steps), list(changes)) @ v
+    window = np.zeros((10, 4))
+    for a, b, c in ((1, 1, 1), (1e-15, -1e-18, 1e-20), (1e10, 1e12, 1e5)):
+        s, y = window.copy(), window.copy()
+        s[-3:], y[-3:] = a * steps, b * changes
+        result = hessian_times(
+            *(jnp.asarray(x, jnp.float32) for x in (s, y)),
+            jnp.int32(3),
+            jnp.asarray(c * v, jnp.float32),
+        )
+        np.testing.assert_allclose(np.float64(result) * a / (b * c), expected, rtol=1e-4)
+
+
+def test_singular_pairs_are_no_disaster() -> None:
+    """Equal steps, as of a linear objective; no pair at all."""
+    same = jnp.ones((10, 3))
+    assert np.all(np.isfinite(hessian_times(same, 2 * same, jnp.int32(10), jnp.ones(3))))
+    np.testing.assert_allclose(
+        hessian_times(same, 2 * same, jnp.int32(10), jnp.ones(3)), 2 * np.ones(3), rtol=1e-4
+    )
+    np.testing.assert_array_equal(hessian_times(same, same, jnp.int32(0), jnp.ones(3)), 0)
+
+
+def test_distances_to_predictions_by_hand() -> None:
+    """Rows (1.5, .5), (.5, 1.4), (-1, 1) with last rows (1, 1), (0, 2), (1, 0) and h = (.5, -.5)."""
+    rule = fldetector(window=1)
+    memory = rule.init(3, jnp.zeros(2))
+    # One pair with B = -1 and the model moved by (-.5, .5): h = (.5, -.5).
+    memory = memory._replace(
+        steps=jnp.array([[1.0, 1.0]]),
+        changes=jnp.array([[-1.0, -1.0]]),
+        pairs=jnp.int32(1),
+        rows=jnp.array([[1.0, 1], [0, 2], [1, 0]]),
+        seen=jnp.ones(3, bool),
+        round=jnp.int32(1),
+    )
+    x = np.array([[1.5, 0.5], [0.5, 1.4], [-1, 1]], np.float32)
+    now = received(x, [0, 1, 2])._replace(params=jnp.array([-0.5, 0.5]))
+    _, _, info = rule.aggregate(now, memory)
+    np.testing.assert_allclose(info["score"], [0, 0.0331622609, 0.9668377391], atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_gap_statistic(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.random(9).astype(np.float32)
+    if seed % 2:
+        scores[[1, 4]] += 20
+    known = np.ones(9, bool) if seed < 4 else rng.random(9) > 0.3
+    found = upper_cluster(jax.random.key(seed), jnp.asarray(scores), jnp.asarray(known), 10)
+    place = np.cumsum(known) - 1
+    samples = [
+        [float(jax.random.uniform(jax.random.fold_in(key, i), ())) for i in place[known]]
+        for key in (jax.random.fold_in(jax.random.key(seed), b) for b in range(10))
+    ]
+    expected = history.upper_cluster(scores[known], np.array(samples))
+    assert list(np.asarray(found)[known]) == expected
+    assert not np.any(np.asarray(found)[~known])
+    if seed in (1, 3):
+        assert list(np.flatnonzero(found)) == [1, 4]
+
+
 # --- Rounds with partial participation ---------------------------------------------------------------
 
 
@@ -121,7 +202,70 @@ def test_afa_over_rounds(seed: int) -> None:
     assert slow.blocked, "somebody is blocked in these rounds"
 
 
-@pytest.mark.parametrize("rule", [foolsgold(summed=False), afa()], ids=["foolsgold", "afa"])
+@pytest.mark.parametrize("seed", range(2))
+def test_contra_over_rounds(seed: int) -> None:
+    rule, slow = contra(2), history.Contra(4, 2)
+    step, state = jax.jit(rule.aggregate), rule.init(9, jnp.zeros(4))
+    for x, ids, weights in rounds(seed):
+        result, state, info = step(received(x, ids, weights), state)
+        expected, trust = slow.aggregate(x, ids, weights)
+        np.testing.assert_allclose(info["trust"], trust, atol=2e-4)
+        np.testing.assert_allclose(result, expected, atol=1e-3)
+    for i in range(9):
+        assert state[1][i] == pytest.approx(slow.reputation.get(i, 1.0), abs=1e-5)
+
+
+def quadratic_rounds(bad: bool, number: int = 14) -> list[tuple[np.ndarray, list[int], np.ndarray]]:
+    """Clients whose gradients share one Hessian, and one (8) that sends noise if ``bad``."""
+    rng = np.random.default_rng(5)
+    hessian = np.cov(rng.normal(size=(4, 12)))
+    centres, params, result = rng.normal(size=(9, 4)), np.zeros(4), []
+    for _ in range(number):
+        ids = np.sort(rng.choice(9, 7, replace=False))
+        if 8 not in ids:
+            ids[-1] = 8
+        x = -0.3 * (params - centres[ids]) @ hessian
+        if bad:
+            x[ids == 8] = 3 * rng.normal(size=4)
+        result.append((x.astype(np.float32), [int(i) for i in ids], params.astype(np.float32)))
+        params = params + x.mean(axis=0)
+    return result
+
+
+def test_fldetectors_scores_over_rounds() -> None:
+    rule, slow = fldetector(window=3, start=1000), history.FLDetector(3)
+    step, state = jax.jit(rule.aggregate), rule.init(9, jnp.zeros(4))
+    for x, ids, params in quadratic_rounds(bad=True):
+        now = received(x, ids)._replace(params=jnp.asarray(params))
+        _, state, info = step(now, state)
+        np.testing.assert_allclose(
+            info["score"], slow.scores(x, ids, np.float64(params)), atol=5e-3
+        )
+
+
+def test_fldetector_removes_who_is_inconsistent_for_good() -> None:
+    """Who is found first is client 8, and it never comes back. (Scores are scaled to [0, 1], so that
+    later the rule may find clusters among honest clients, too.)"""
+    rule = fldetector(window=3, start=5)
+    step, state, found = jax.jit(rule.aggregate), rule.init(9, jnp.zeros(4)), None
+    for i, (x, ids, params) in enumerate(quadratic_rounds(bad=True)):
+        now = received(x, ids)._replace(params=jnp.asarray(params))
+        result, state, info = step(now, state)
+        removed = np.flatnonzero(state.removed).tolist()
+        assert not removed or i >= 5
+        found = found or removed
+        assert not found or 8 in removed
+        kept = np.asarray(info["selected"])
+        assert list(kept) == [i not in removed for i in ids]
+        np.testing.assert_allclose(result, x[kept].mean(axis=0) if kept.any() else 0, atol=1e-5)
+    assert found == [8]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [foolsgold(summed=False), afa(), contra(2), fldetector(start=2)],
+    ids=["foolsgold", "afa", "contra", "fldetector"],
+)
 def test_killed_runs_end_bit_identical(rule: Aggregator, tmp_path: Path) -> None:
     """The memory goes through a checkpoint, by client."""
     rng = np.random.default_rng(0)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from bad_values.kinds import Line, boolean, fraction, not_negative, positive
+from bad_values.kinds import Line, boolean, count, fraction, not_negative, number, part, positive
 
 # fmt: off
 TABLE = {
+    "aggregators.contra": Line(
+        {"k": 2, "threshold": 0.5, "delta": 0.1, "summed": True},
+        {"k": count(1), "threshold": number(), "delta": fraction(), "summed": boolean()},
+    ),
+    "aggregators.fldetector": Line(
+        {"window": 3, "start": 5, "references": 4},
+        {"window": count(1), "start": count(), "references": count(2), "base": part(optional=True)},
+    ),
     "aggregators.foolsgold": Line(
         {"summed": True, "kappa": 1.0}, {"summed": boolean(), "kappa": positive()}
     ),
