@@ -34,7 +34,9 @@ def test_help(capsys, monkeypatch):
 
 def test_cells_are_all_pairs_that_are_possible():
     cells = arena.cells_of(Args())
-    assert len(cells) == len(RULES) * len(ATTACKS)
+    rules, attacks = len(RULES) - len(arena.SLOW), len(ATTACKS) - len(arena.ASKING)
+    assert len(cells) == rules * attacks + len(arena.QUICK) * len(arena.ASKING)
+    assert {*arena.SLOW, *arena.QUICK} <= {*RULES} and {*arena.ASKING} <= {*ATTACKS}
     assert {(cell["clients"], cell["malicious"], cell["rounds"]) for cell in cells} == {
         (100, 20, 500)
     }
