@@ -17,8 +17,12 @@ PAPERS = {
     "bagdasaryan2020": "Bagdasaryan et al. (AISTATS 2020), model replacement",
     "dba2020": "Xie et al. (ICLR 2020), distributed backdoors",
     "wu2020": "Wu et al. (2020), federated pruning",
+    "karimireddy2022": "Karimireddy et al. (ICLR 2022), bucketing",
+    "shejwalkar2021": "Shejwalkar et al. (NDSS 2021), Min-Max, tailored attacks",
 }
 """Folder -> what it reproduces."""
+NO_RULES = ("server_update", "trusted_mean", "crfl_votes", "crfl_shares", "crfl_radius")
+"""Functions of ``aggregators`` that make no rule."""
 
 
 def _functions(module: ModuleType) -> list[str]:
@@ -27,7 +31,7 @@ def _functions(module: ModuleType) -> list[str]:
 
 def parts(folders: Mapping[str, Path]) -> str:
     """What is there, by kind, with how many names the package has of each."""
-    rules = [n for n in _functions(aggregators) if n not in ("server_update", "trusted_mean")]
+    rules = [n for n in _functions(aggregators) if n not in NO_RULES]
     networks = [n for n in models.__all__ if inspect.isclass(getattr(models, n))]
     partitions = [n for n in _functions(data.partition) if n not in ("label_histogram", "stack")]
     kinds: list[tuple[str, str, list[str], str]] = [
@@ -35,13 +39,13 @@ def parts(folders: Mapping[str, Path]) -> str:
             "server rules",
             "aggregators",
             rules,
-            "krum bulyan trimmed_mean fltrust err norm_clipping",
+            "krum bulyan trimmed_mean geometric_median centered_clipping nnm dnc flame fltrust",
         ),
         (
             "attacks on updates",
             "attacks",
             _functions(attacks),
-            "fang_krum_full fang_trim_partial fltrust_adaptive first_order model_replacement",
+            "fang_krum_full alie ipm min_max mimic line_search adjoint model_replacement",
         ),
         (
             "poisoned batches",
@@ -56,10 +60,10 @@ def parts(folders: Mapping[str, Path]) -> str:
             "pixel_trigger feature_trigger semantic_backdoor",
         ),
         (
-            "attacks by gradients through training",
+            "attacks by gradients through training and rounds",
             "attacks.optimised",
             _functions(attacks.optimised),
-            "back_gradient_points",
+            "back_gradient_points steepest maximise",
         ),
         ("repairs of a model", "repairs", _functions(repairs), "prune adjust_extreme_weights"),
         ("differential privacy", "privacy", _functions(privacy), "participant_dp privacy_spent"),
@@ -87,6 +91,8 @@ def papers(folders: Mapping[str, Path]) -> str:
     lines = []
     for folder, title in PAPERS.items():
         own = {name: path for name, path in folders.items() if name.split("/")[0] == folder}
+        if not own:
+            continue
         tables, close, number, seeds = 0, 0, 0, {}
         for path in own.values():
             if not isinstance(report.read_about(path), report.Table):
