@@ -55,6 +55,8 @@ SOME_ABSENT = np.array([1, 0, 2, 0.5, 1, 1, 1, 3, 1, 1, 0.25, 1], np.float32)
 assert len(SOME_ABSENT) == N and np.sum(SOME_ABSENT == 0) == 1  # 11 rows left: bulyan's least
 
 every_rule = pytest.mark.parametrize("name", RULES)
+every_main_rule = pytest.mark.parametrize("name", [name for name in RULES if " " not in name])
+"""Without variants, such as "aksel of n - f", where what is tested does not depend on them."""
 every_equivariant_rule = pytest.mark.parametrize(
     "name", [name for name, rule in RULES.items() if rule.equivariant]
 )

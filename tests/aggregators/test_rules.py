@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference as ref
+import rules_first_papers
 from contract import (
     EXCEPTIONS,
     KRUM,
@@ -25,6 +26,7 @@ from contract import (
     assert_close,
     compiled,
     every_equivariant_rule,
+    every_main_rule,
     every_rule,
     nasty,
     random_matrix,
@@ -54,9 +56,7 @@ def test_every_public_rule_is_in_the_table() -> None:
 # --- Equal to the reference ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("f", "more", "d"), [(0, 0, 3), (1, 0, 1), (1, 3, 40), (3, 0, 2), (2, 9, 7)]
-)
+@pytest.mark.parametrize(("f", "more", "d"), [(0, 0, 3), (1, 3, 40), (3, 0, 1)])
 @every_rule
 def test_equals_the_reference(name: str, f: int, more: int, d: int) -> None:
     rule = RULES[name]
@@ -157,7 +157,7 @@ def test_nobody_present(name: str) -> None:
 # --- Weights -------------------------------------------------------------------------------------
 
 
-@every_rule
+@every_main_rule
 def test_weight_zero_is_deletion(name: str) -> None:
     n = N + 3
     rng = np.random.default_rng(7)
@@ -292,9 +292,11 @@ def test_mean_leaves_out_what_is_not_finite() -> None:
 # --- Compilation ---------------------------------------------------------------------------------
 
 
-@every_rule
+@pytest.mark.parametrize("name", rules_first_papers.RULES)
 def test_call_on_a_plain_matrix(name: str) -> None:
-    """Without jit, with default weights, with lists; the caller's array is left alone."""
+    """Without jit, with default weights, with lists; the caller's array is left alone. (Each operation is
+    compiled by itself, which takes long; other rules are called so by the examples in their docstrings.)
+    """
     x = random_matrix(1)
     rule, before = RULES[name].make(F), x.copy()
     params = RULES[name].params(D).astype(np.float32)
@@ -311,7 +313,7 @@ def test_call_on_a_plain_matrix(name: str) -> None:
     np.testing.assert_array_equal(x, before)
 
 
-@every_rule
+@every_main_rule
 def test_vmap(name: str) -> None:
     x = np.stack([random_matrix(seed) for seed in range(3)] + [nasty()["nan_row"]])
     weights = np.stack([np.ones(N, np.float32), SOME_ABSENT, SOME_ABSENT[::-1], SOME_ABSENT])
@@ -322,7 +324,7 @@ def test_vmap(name: str) -> None:
             np.testing.assert_array_equal(info["selected"][k], selected(name, x[k], weights[k]))
 
 
-@every_rule
+@every_main_rule
 def test_second_call_does_not_recompile(name: str) -> None:
     apply(name, random_matrix(0))
     traces = TRACES[name]
@@ -360,7 +362,7 @@ def test_m_up_to_n_minus_f_is_allowed() -> None:
     np.testing.assert_allclose(jax.jit(multi_krum(2, m=5).__call__)(x), apply("multi_krum", x))
 
 
-@every_rule
+@every_main_rule
 def test_wrong_shapes(name: str) -> None:
     rule = RULES[name].make(0)
     for x, weights, message in [
