@@ -25,8 +25,8 @@ Info = dict[str, Array]
 """What a part reports of one round, by name. Rules that select rows report ``selected``, (n,) bool;
 further names that several use are ``clipped`` (n,) bool, rows that were shortened, ``trust`` (n,) >= 0,
 their weights, ``removed`` (n,) bool, rows that were thrown out, and ``score`` or ``scores`` (n,), by
-which rows were judged. Others are in the docstrings: ``ended`` () bool of ``caf``, ``leaves`` (n,) of ``lasa``,
-``reputation`` of ``contra``, ``quality`` of ``fair_by_quality``, ``flipped`` () of ``rlr``."""
+which rows were judged. Others are in the docstrings: ``ended`` () bool of ``caf``, ``leaves`` (n,) of
+``lasa``, ``reputation`` of ``contra``, ``quality`` of ``fair_by_quality``, ``flipped`` () of ``rlr``."""
 Batch = dict[str, Array]
 """``x`` (b, ...), ``y`` (b,) int32 and optionally ``mask`` (b,), the examples' weights (default ones); a
 ``mask`` in the pool weighs its examples in every batch that clients draw from it. A task of one's own
