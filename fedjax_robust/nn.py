@@ -80,7 +80,9 @@ class Conv(nn.Module):
         if self.use_bias:
             weights.append(self.param("bias", self.bias_init, (self.features,)))
         x, *weights = nn.dtypes.promote_dtype(x, *weights)
-        return convolve(Convolution(strides, padding, dilation), x, *weights)
+        # What it is now: the gradient may be traced elsewhere.
+        precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+        return convolve(Convolution(strides, padding, dilation, precision), x, *weights)
 
 
 def _pair(name: str, value: int | Sequence[int] | None) -> tuple[int, int]:

@@ -70,7 +70,7 @@ def masked_mean(values: Array, mask: Array | None) -> Array:
     return jnp.sum(values * mask) / jnp.where(total > 0, total, 1)
 
 
-def classification(module: nn.Module, sample: Array) -> Task:
+def classification(module: nn.Module, sample: Array, *, precision: str | None = None) -> Task:
     """Softmax cross-entropy classification.
 
     Dropout (``flax.linen.Dropout``, or whatever else draws with ``make_rng``) acts in local training
@@ -82,16 +82,22 @@ def classification(module: nn.Module, sample: Array) -> Task:
       module: maps x (b, ...) to logits (b, classes). All its variables must be parameters: batch
         statistics have no place in the flat vector.
       sample: one example or batch of inputs, (1, ...), from which the shapes are taken.
+      precision: of the model's products of matrices and convolutions, in training and evaluation, as
+        ``jax.default_matmul_precision`` names it. ``"highest"`` is float32 everywhere. None leaves it
+        to JAX: float32 on a CPU, factors of bfloat16 on a TPU and of TensorFloat-32 on NVIDIA's cards
+        since Ampere, which is faster and has 8 and 11 bits of precision. Rules and attacks are always
+        computed in float32.
 
     Raises:
       ValueError: if the module keeps variables other than ``params``, draws at random in an evaluation,
-        or does not give logits (b, classes); on use, if inputs, labels or masks do not fit.
-      TypeError: if it is no module of ``flax.linen``.
+        or does not give logits (b, classes), or for an unknown precision; on use, if inputs, labels or
+        masks do not fit.
+      TypeError: if it is no module of ``flax.linen``, or the precision is no text.
     """
-    return _flax_task("classification", module, sample, 2)
+    return _flax_task("classification", module, sample, 2, precision)
 
 
-def next_word(module: nn.Module, sample: Array) -> Task:
+def next_word(module: nn.Module, sample: Array, *, precision: str | None = None) -> Task:
     """Prediction of the next word at every place of a sequence: softmax cross-entropy over the words.
 
     A batch has ``x`` (b, T) int32, the words, ``y`` (b, T) int32, the words that follow them, and
@@ -109,14 +115,15 @@ def next_word(module: nn.Module, sample: Array) -> Task:
         in ``classification``. For padding on the left, as ``data.text`` has it, to be harmless, the
         logits at a place must depend on nothing behind it.
       sample: word ids (1, T), from which the shapes are taken.
+      precision: as in ``classification``.
 
     Raises:
       ValueError: if the module keeps variables other than ``params``, draws at random in an evaluation,
-        or does not give logits (b, T, words); on use, if ``y`` or ``token_mask`` has another shape than
-        ``x``.
-      TypeError: if it is no module of ``flax.linen``.
+        or does not give logits (b, T, words), or for an unknown precision; on use, if ``y`` or
+        ``token_mask`` has another shape than ``x``.
+      TypeError: if it is no module of ``flax.linen``, or the precision is no text.
     """
-    return _flax_task("next_word", module, sample, 3)
+    return _flax_task("next_word", module, sample, 3, precision)
 
 
 def from_functions(
@@ -125,6 +132,7 @@ def from_functions(
     sample: Array,
     *,
     train: Callable[[Tree, Array, Key], Array] | None = None,
+    precision: str | None = None,
 ) -> Task:
     """A task of any model that can be written as two functions.
 
@@ -134,16 +142,19 @@ def from_functions(
         words) for one as in ``next_word``; without randomness.
       sample: one example or batch of inputs, (1, ...), from which the shapes are taken.
       train: parameters, x, key -> logits, if local training draws at random (dropout); None = ``apply``.
+      precision: as in ``classification``.
 
     Raises:
-      ValueError: if there are no parameters, or logits of another shape; on use, if inputs, labels or
-        masks do not fit.
-      TypeError: if an argument is no function, or the parameters are not arrays of floats.
+      ValueError: if there are no parameters, or logits of another shape, or for an unknown precision; on
+        use, if inputs, labels or masks do not fit.
+      TypeError: if an argument is no function, the parameters are not arrays of floats, or the precision
+        is no text.
     """
     checks.function("from_functions", init=init, apply=apply)
     checks.function("from_functions", optional=True, train=train)
     x = _sample("from_functions", sample)
-    return _from_functions(init, apply, train, x.shape, str(x.dtype))
+    _check_precision("from_functions", precision)
+    return _from_functions(init, apply, train, x.shape, str(x.dtype), precision)
 
 
 @same_for_equal_arguments
@@ -153,9 +164,24 @@ def _from_functions(
     train: Callable[[Tree, Array, Key], Array] | None,
     shape: tuple[int, ...],
     dtype: str,
+    precision: str | None,
 ) -> Task:
     x = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
-    return _task("from_functions", _Model(init, apply, train), x, None)
+    return _task("from_functions", _Model(init, apply, train), x, None, precision)
+
+
+def _check_precision(what: str, precision: Any) -> None:
+    if precision is None:
+        return
+    kind = (
+        f"{what} needs precision None or a name of jax.default_matmul_precision, such as 'highest'"
+    )
+    if not isinstance(precision, str):
+        raise TypeError(f"{kind}, got {type(precision).__name__}")
+    try:
+        jax.default_matmul_precision(precision)
+    except ValueError as error:
+        raise ValueError(f"{kind}, got precision={precision!r}") from error
 
 
 class _Model(NamedTuple):
@@ -167,7 +193,13 @@ class _Model(NamedTuple):
 # --- Flat parameters -------------------------------------------------------------------------------
 
 
-def _task(what: str, model: _Model, sample: jax.ShapeDtypeStruct, rank: int | None) -> Task:
+def _task(
+    what: str,
+    model: _Model,
+    sample: jax.ShapeDtypeStruct,
+    rank: int | None,
+    precision: str | None,
+) -> Task:
     """The task of a model whose logits have ``rank`` axes, 2 or 3; None = either."""
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     leaves = jax.tree.leaves(shapes)
@@ -193,7 +225,13 @@ def _task(what: str, model: _Model, sample: jax.ShapeDtypeStruct, rank: int | No
         return ravel_pytree(jax.tree.map(jnp.asarray, tree))[0]
 
     def called(function: Callable[..., Array]) -> Callable[..., Array]:
-        fast = fast_on_cpu(lambda params, x, *key: function(unravel(params), x, *key))
+        def of_flat(params: Array, x: Array, *key: Key) -> Array:
+            if precision is None:
+                return function(unravel(params), x, *key)
+            with jax.default_matmul_precision(precision):
+                return function(unravel(params), x, *key)
+
+        fast = fast_on_cpu(of_flat)
 
         def outputs(params: Array, x: Array, *key: Key) -> Array:
             try:
@@ -292,7 +330,7 @@ _BATCH_NORM = (
 )
 
 
-def _flax_task(what: str, module: Any, sample: Array, rank: int) -> Task:
+def _flax_task(what: str, module: Any, sample: Array, rank: int, precision: str | None) -> Task:
     if not isinstance(module, nn.Module):
         kind = module if isinstance(module, type) else type(module)
         remedy = "of other models make functions for tasks.from_functions"
@@ -303,12 +341,19 @@ def _flax_task(what: str, module: Any, sample: Array, rank: int) -> Task:
         shown = f"the class {kind.__name__}" if isinstance(module, type) else repr(kind.__name__)
         raise TypeError(f"{what} needs a module of flax.linen, got {shown}; {remedy}")
     x = _sample(what, sample)
-    return _flax_task_of(what, module, x.shape, str(x.dtype), x.tobytes(), rank)
+    _check_precision(what, precision)
+    return _flax_task_of(what, module, x.shape, str(x.dtype), x.tobytes(), rank, precision)
 
 
 @same_for_equal_arguments
 def _flax_task_of(
-    what: str, module: nn.Module, shape: tuple[int, ...], dtype: str, content: bytes, rank: int
+    what: str,
+    module: nn.Module,
+    shape: tuple[int, ...],
+    dtype: str,
+    content: bytes,
+    rank: int,
+    precision: str | None,
 ) -> Task:
     with jax.ensure_compile_time_eval():  # the task outlives a trace in which it is first made
         sample = jnp.asarray(np.frombuffer(content, jnp.dtype(dtype)).reshape(shape))
@@ -353,7 +398,7 @@ def _flax_task_of(
     except Exception as error:
         raise _in_words(what, error) from error
     model = _Model(init, apply, train if training else None)
-    return _task(what, model, jax.ShapeDtypeStruct(shape, sample.dtype), rank)
+    return _task(what, model, jax.ShapeDtypeStruct(shape, sample.dtype), rank, precision)
 
 
 def _modes(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:

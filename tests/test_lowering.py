@@ -93,6 +93,7 @@ LOOKED_AT = {
     "custom_call": ("call_target_name",),
     "sort": ("is_stable",),
     "dot_general": ("precision_config",),
+    "convolution": ("precision_config",),
 }
 
 
@@ -223,27 +224,48 @@ BLOCKS = {
 }
 
 
-@pytest.mark.parametrize("name", BLOCKS)
-def test_blocks_of_rounds(name: str) -> None:
-    module, rule, attack, training = BLOCKS[name]
+def block(
+    module: nn.Module, rule: Aggregator, attack: fr.Attack, precision: str | None, **how: Any
+):
+    """Two rounds of 15 clients, as operations, and d."""
     x = np.zeros((4 * N, 28, 28, 1), np.float32)
-    task = fr.classification(module, x[:1])
+    task = fr.classification(module, x[:1], precision=precision)
     index = np.arange(4 * N, dtype=np.int32).reshape(N, 4)
     data = fr.FederatedData(
         {"x": x, "y": np.zeros(4 * N, np.int32)}, index, np.full(N, 4, np.int32)
     )
     sim = fr.Simulation(
         task=task,
-        client=fr.local_sgd(task, 0.1, 2, **training),
+        client=fr.local_sgd(task, 0.1, 2, **how),
         aggregator=rule,
         attack=attack,
         knowledge=KNOWS_ALL,
         num_malicious=3,
     )
 
-    def block(key: jax.Array, data: fr.FederatedData) -> tuple:
+    def rounds(key: jax.Array, data: fr.FederatedData) -> tuple:
         state = driver._init(sim, None, None, key, data, None)
         return driver._block(sim, None, None, 1, 2, driver._evaluate_nothing, state, data)
 
     d = jax.eval_shape(task.init, jax.random.key(0)).shape[0]
-    check(operations(block, jax.random.key(0), data), N, d)
+    return operations(rounds, jax.random.key(0), data), d
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_of_rounds(name: str) -> None:
+    module, rule, attack, training = BLOCKS[name]
+    program, d = block(module, rule, attack, None, **training)
+    check(program, N, d)
+
+
+@pytest.mark.parametrize("module", [models.FangDNN(10), TwoLayers()], ids=["own", "Flax"])
+def test_the_precision_reaches_the_whole_training(module: nn.Module) -> None:
+    counts = []
+    for precision in ("highest", None):
+        program, _ = block(module, median(), sign_flip(), precision, steps=2)
+        how = [op.how["precision_config"] for op in program if "precision_config" in op.how]
+        exact = sum(text.count("HIGHEST") == 2 for text in how)
+        counts.append((exact, len(how)))
+    (exact, number), (few, _) = counts
+    assert exact == number >= 8  # forwards and backwards, in both local steps
+    assert few < number / 2

@@ -106,12 +106,12 @@ TABLE: dict[str, Line | list[Line]] = {
         {"num_clients": count(1), "at_most": count(1, 6), "numbers": array("i", rank=False)},
     ),
     "classification": Line(
-        {"module": models.SoftmaxRegression(3), "sample": X[:1]},
-        {"module": module(), "sample": array(rank=False)},
+        {"module": models.SoftmaxRegression(3), "sample": X[:1], "precision": "highest"},
+        {"module": module(), "sample": array(rank=False), "precision": text("exact", optional=True)},
     ),
     "next_word": Line(
-        {"module": models.WordLSTM(5, 2), "sample": WORDS["x"][:1]},
-        {"module": module(), "sample": array("i")},
+        {"module": models.WordLSTM(5, 2), "sample": WORDS["x"][:1], "precision": "highest"},
+        {"module": module(), "sample": array("i"), "precision": text("exact", optional=True)},
     ),
     "equal_weights": Line({"count": COUNT}, {"count": array(rank=False)}),
     "example_weights": Line({"count": COUNT}, {"count": array(rank=False)}),
@@ -601,9 +601,9 @@ TABLE: dict[str, Line | list[Line]] = {
 
 FUNCTIONS = Line(
     {"init": lambda key: {"w": jnp.zeros((4, 3))}, "apply": lambda p, x: x @ p["w"], "sample": X[:1],
-     "train": None},
+     "train": None, "precision": "highest"},
     {"init": function(), "apply": function(), "sample": array(rank=False),
-     "train": function(optional=True)},
+     "train": function(optional=True), "precision": text("exact", optional=True)},
 )
 TABLE |= {
     "from_functions": FUNCTIONS,
@@ -654,12 +654,12 @@ TABLE |= {
         {"values": array(rank=False), "mask": array(fixed=(0,), rank=False, optional=True)},
     ),
     "tasks.classification": Line(
-        {"module": models.SoftmaxRegression(3), "sample": X[:1]},
-        {"module": module(), "sample": array(rank=False)},
+        {"module": models.SoftmaxRegression(3), "sample": X[:1], "precision": "highest"},
+        {"module": module(), "sample": array(rank=False), "precision": text("exact", optional=True)},
     ),
     "tasks.next_word": Line(
-        {"module": models.WordLSTM(5, 2), "sample": WORDS["x"][:1]},
-        {"module": module(), "sample": array("i")},
+        {"module": models.WordLSTM(5, 2), "sample": WORDS["x"][:1], "precision": "highest"},
+        {"module": module(), "sample": array("i"), "precision": text("exact", optional=True)},
     ),
 }
 
