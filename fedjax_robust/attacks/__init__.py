@@ -17,11 +17,23 @@ from fedjax_robust.attacks import (
     searches,
 )
 from fedjax_robust.attacks.alie import alie
+from fedjax_robust.attacks.alternating import (
+    alternating_minimisation,
+    explicit_boosting,
+    stealthy_boosting,
+)
 from fedjax_robust.attacks.anti_cge import anti_cge
 from fedjax_robust.attacks.byz_mean import byz_mean
 from fedjax_robust.attacks.crafted import data_poisoning, gaussian, no_attack
 from fedjax_robust.attacks.fang_krum import fang_krum_full, fang_krum_partial
 from fedjax_robust.attacks.fang_trim import fang_trim_deviation, fang_trim_full, fang_trim_partial
+from fedjax_robust.attacks.free_riders import (
+    free_rider,
+    free_rider_advanced,
+    free_rider_delta,
+    free_rider_disguised,
+    free_rider_random,
+)
 from fedjax_robust.attacks.ipm import ipm
 from fedjax_robust.attacks.line_search import line_search
 from fedjax_robust.attacks.linear_combination import linear_combination
@@ -30,7 +42,9 @@ from fedjax_robust.attacks.min_max import min_max, min_sum
 from fedjax_robust.attacks.optimised.adjoint import adjoint, aimed
 from fedjax_robust.attacks.optimised.first_order import first_order
 from fedjax_robust.attacks.optimised.fltrust import fltrust_adaptive
+from fedjax_robust.attacks.poisoned_fl import poisoned_fl
 from fedjax_robust.attacks.replacement import model_replacement, scaling, train_and_scale
+from fedjax_robust.attacks.rop import rop
 from fedjax_robust.attacks.schedule import in_rounds
 from fedjax_robust.attacks.sign_flip import sign_flip, sign_flip_first, sign_flip_mean
 from fedjax_robust.attacks.simple import constant, noise
@@ -40,6 +54,7 @@ __all__ = [
     "adjoint",
     "aimed",
     "alie",
+    "alternating_minimisation",
     "anti_cge",
     "backdoors",
     "byz_mean",
@@ -47,6 +62,7 @@ __all__ = [
     "data_poisoning",
     "directions",
     "divisions",
+    "explicit_boosting",
     "fang_krum_full",
     "fang_krum_partial",
     "fang_trim_deviation",
@@ -54,6 +70,11 @@ __all__ = [
     "fang_trim_partial",
     "first_order",
     "fltrust_adaptive",
+    "free_rider",
+    "free_rider_advanced",
+    "free_rider_delta",
+    "free_rider_disguised",
+    "free_rider_random",
     "gaussian",
     "in_rounds",
     "ipm",
@@ -68,13 +89,16 @@ __all__ = [
     "noise",
     "objectives",
     "optimised",
+    "poisoned_fl",
     "poisons",
     "repair_aware",
+    "rop",
     "scaling",
     "searches",
     "sign_flip",
     "sign_flip_first",
     "sign_flip_mean",
+    "stealthy_boosting",
     "tailored_displacement",
     "tailored_selection",
     "train_and_scale",

@@ -71,7 +71,7 @@ def alie(
         here = honest(view, partial)
         distance = z
         if distance is None:
-            distance = _largest_z_now(view, partial, here.centre.dtype)
+            distance = largest_z_now(view, partial, here.centre.dtype)
         return identical(view, here.at(sign * distance * here.spread(ddof))), state
 
     return Attack(craft=craft, needs=needed(partial))
@@ -99,7 +99,7 @@ def largest_z(n: int, c: int) -> float:
     return NormalDist().inv_cdf((n - c - s) / (n - c))
 
 
-def _largest_z_now(view: AttackerView, partial: bool, dtype: jnp.dtype) -> Array:
+def largest_z_now(view: AttackerView, partial: bool, dtype: jnp.dtype) -> Array:
     """z from who is there; 0 if there are not two honest rows."""
     honest_number = number_of_honest(view, partial)
     c = jnp.sum(view.malicious)
