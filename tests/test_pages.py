@@ -64,7 +64,7 @@ def test_the_catalogue_has_every_name(module):
 def test_the_catalogue_has_no_other_name():
     lines = re.findall(r"^\| (`.*?) \|", CATALOGUE, re.MULTILINE)
     modules = [aggregators, attacks, privacy, *(getattr(attacks, n) for n in attacks.__all__)]
-    from fedjax_robust import repairs
+    from fedjax_robust import data, repairs
 
     for name in {name for line in lines for name in re.findall(r"`(\w+)`", line)}:
-        assert any(hasattr(module, name) for module in [*modules, repairs]), name
+        assert any(hasattr(module, name) for module in [*modules, data, repairs]), name

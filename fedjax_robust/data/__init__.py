@@ -23,6 +23,7 @@ from fedjax_robust.data.sources.tfds import cifar10_rows, prepare
 from fedjax_robust.data.text.corpora import TEXTS, load_text
 from fedjax_robust.data.text.leaf import leaf_characters, leaf_numbers, leaf_sentiment, leaf_words
 from fedjax_robust.data.text.words import text_dataset, tokenize, word_ids
+from fedjax_robust.data.trim import trim_regression
 
 __all__ = [
     "NAMES",
@@ -56,6 +57,7 @@ __all__ = [
     "synthetic",
     "text_dataset",
     "tokenize",
+    "trim_regression",
     "variations",
     "word_ids",
 ]
