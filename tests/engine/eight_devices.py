@@ -74,6 +74,11 @@ CASES = {
         attacks.line_search(attacks.alie, attacks.searches.byzfl(evals=3)),
         FULL,
     ),
+    "a memory of models": (
+        aggregators.trimmed_mean(4),
+        attacks.poisoned_fl(2.0, period=1),
+        Knowledge(),
+    ),
 }
 
 
