@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
@@ -29,14 +30,13 @@ def fast_on_cpu(function: Function) -> Function:
     """The same function of arrays, with convolutions and maximum poolings that suit ``vmap`` on a CPU.
 
     Rewritten are two-dimensional convolutions of one group and undilated input with any strides, padding
-    and dilation of the kernel, and maxima over windows that are not dilated. Everything else is left to
-    XLA, and so is everything on another default device: a TPU or GPU has fast grouped convolutions.
+    and dilation of the kernel, and maxima and sums over windows that are not dilated. Everything else is
+    left to XLA. So is everything in a program for another platform, whichever it is traced on: a TPU or
+    GPU has fast convolutions of many kernels.
     """
 
     @functools.wraps(function)
     def fast(*args: Any) -> Any:
-        if not on_cpu():
-            return function(*args)
         program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
         if not _to_rewrite(program.jaxpr):
             return function(*args)
@@ -44,13 +44,6 @@ def fast_on_cpu(function: Function) -> Function:
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
     return fast  # type: ignore[return-value]
-
-
-def on_cpu() -> bool:
-    """Whether programs traced now are for the CPU."""
-    device: Any = jax.config.jax_default_device  # type: ignore[attr-defined]
-    platform = getattr(device, "platform", device)  # a device, or a platform's name
-    return (platform or jax.default_backend()) == "cpu"
 
 
 # --- The program, equation by equation -------------------------------------------------------------
@@ -238,8 +231,6 @@ def convolve(how: Convolution, x: Array, kernel: Array, *bias: Array) -> Array:
     Where neither gradients nor weights of several clients are asked for, as in an evaluation, XLA's
     convolution is the faster one, and needs no memory for patches.
     """
-    if not on_cpu():
-        return how.native(x, kernel, *bias)
 
     @jax.custom_batching.custom_vmap
     def one(x: Array, *weights: Array) -> Array:
@@ -253,14 +244,17 @@ def convolve(how: Convolution, x: Array, kernel: Array, *bias: Array) -> Array:
         y = one(x.reshape(-1, *x.shape[2:]), *weights)
         return y.reshape(size, -1, *y.shape[1:]), True
 
-    return one(x, kernel, *bias)
+    return lax.platform_dependent(x, kernel, *bias, cpu=one, default=how.native)
 
 
 @convolve.defjvp
 def _convolve_jvp(
     how: Convolution, primals: tuple[Array, ...], tangents: tuple[Array, ...]
 ) -> tuple[Array, Array]:
-    return jax.jvp(how.patches if on_cpu() else how.native, primals, tangents)
+    def convolved(*args: Array) -> Array:
+        return lax.platform_dependent(*args, cpu=how.patches, default=how.native)
+
+    return jax.jvp(convolved, primals, tangents)
 
 
 def windows(
@@ -303,7 +297,8 @@ def _is_pooling(equation: JaxprEqn) -> bool:
 def _native(kind: Any, x: Array, window: Sizes, strides: Sizes, padding: Padding) -> Array:
     start = -jnp.inf if kind is lax.max else 0.0
     sizes = (1, *window, 1), (1, *strides, 1)
-    result: Array = lax.reduce_window(x, jnp.asarray(start, x.dtype), kind, *sizes, padding)
+    # A constant, or it would not be known as a maximum or sum, which have derivatives.
+    result: Array = lax.reduce_window(x, np.asarray(start, x.dtype), kind, *sizes, padding)
     return result
 
 
@@ -317,11 +312,16 @@ def sum_pool(x: Array, window: Sizes, strides: Sizes, padding: Padding) -> Array
 def _sum_pool_jvp(
     window: Sizes, strides: Sizes, padding: Padding, primals: tuple[Array], tangents: tuple[Array]
 ) -> tuple[Array, Array]:
-    t = jnp.pad(tangents[0], padding)
-    if tuple(window) == tuple(strides):
-        moved = _tiles(t, window).sum((2, 4))
-    else:
-        moved = functools.reduce(jnp.add, windows(t, window, strides))
+    def by_slices(t: Array) -> Array:
+        t = jnp.pad(t, padding)
+        if tuple(window) == tuple(strides):
+            return _tiles(t, window).sum((2, 4))
+        return functools.reduce(jnp.add, windows(t, window, strides))
+
+    def native(t: Array) -> Array:
+        return _native(lax.add, t, window, strides, padding)
+
+    moved = lax.platform_dependent(tangents[0], cpu=by_slices, default=native)
     return sum_pool(primals[0], window, strides, padding), moved
 
 
@@ -338,20 +338,40 @@ def max_pool(x: Array, window: Sizes, strides: Sizes, padding: Padding) -> Array
 def _max_pool_jvp(
     window: Sizes, strides: Sizes, padding: Padding, primals: tuple[Array], tangents: tuple[Array]
 ) -> tuple[Array, Array]:
-    x = jnp.pad(primals[0], padding, constant_values=-jnp.inf)
-    t = jnp.pad(tangents[0], padding)
-    y, *others = windows(x, window, strides)
-    first = jnp.zeros(y.shape, jnp.int32)
-    for i, pixel in enumerate(others, 1):
-        first = jnp.where(pixel > y, i, first)
-        y = jnp.maximum(y, pixel)
-    if tuple(window) == tuple(strides):
-        h, w = window
-        place = jnp.arange(h)[:, None, None] * w + jnp.arange(w)[:, None]
-        here = place[:, None] == first[:, :, None, :, None]  # (b, H', h, W', w, C)
-        return y, jnp.where(here, _tiles(t, window), 0).sum((2, 4))
-    moved = [jnp.where(first == i, s, 0) for i, s in enumerate(windows(t, window, strides))]
-    return y, functools.reduce(jnp.add, moved)
+    (x,), (t,) = primals, tangents
+
+    def native(x: Array) -> Array:
+        return _native(lax.max, x, window, strides, padding)
+
+    def by_slices(x: Array) -> tuple[Array, Array]:
+        """Maxima, and where the first one is."""
+        x = jnp.pad(x, padding, constant_values=-jnp.inf)
+        y, *others = windows(x, window, strides)
+        first = jnp.zeros(y.shape, jnp.int32)
+        for i, pixel in enumerate(others, 1):
+            first = jnp.where(pixel > y, i, first)
+            y = jnp.maximum(y, pixel)
+        return y, first
+
+    def nothing(x: Array) -> tuple[Array, Array]:
+        y = native(x)
+        return y, jnp.zeros(y.shape, jnp.int32)
+
+    def moved_by_slices(x: Array, first: Array, t: Array) -> Array:
+        t = jnp.pad(t, padding)
+        if tuple(window) == tuple(strides):
+            h, w = window
+            place = jnp.arange(h)[:, None, None] * w + jnp.arange(w)[:, None]
+            here = place[:, None] == first[:, :, None, :, None]  # (b, H', h, W', w, C)
+            return jnp.where(here, _tiles(t, window), 0).sum((2, 4))
+        moved = [jnp.where(first == i, s, 0) for i, s in enumerate(windows(t, window, strides))]
+        return functools.reduce(jnp.add, moved)
+
+    def moved_natively(x: Array, first: Array, t: Array) -> Array:
+        return jax.jvp(native, (x,), (t,))[1]
+
+    y, first = lax.platform_dependent(x, cpu=by_slices, default=nothing)
+    return y, lax.platform_dependent(x, first, t, cpu=moved_by_slices, default=moved_natively)
 
 
 def _tiles(x: Array, window: Sizes) -> Array:

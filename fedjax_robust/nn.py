@@ -119,7 +119,8 @@ def max_pool2x2(x: Array) -> Array:
     """Maximum over 2x2 windows with stride 2, (b, H, W, C) -> (b, H // 2, W // 2, C).
 
     An odd last row or column is dropped, as ``flax.linen.max_pool(x, (2, 2), (2, 2))`` does. The
-    derivative is shared by equal maxima.
+    derivative is shared by equal maxima on a CPU; elsewhere it is that of the first one, as Flax's.
+    Behind a ReLU this makes no difference: where maxima of 0 are equal, its own derivative is 0.
 
     Raises:
       ValueError: x is not (b, H, W, C) with H, W >= 2.
@@ -134,13 +135,20 @@ def max_pool2x2(x: Array) -> Array:
 
 @max_pool2x2.defjvp
 def _max_pool2x2_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    # One mask over the windows: differentiating the slices would give four padded arrays to add.
     (x,), (t,) = primals, tangents
     y = max_pool2x2(x)
-    is_max = _windows(x) == y[:, :, None, :, None]
-    # Counted by slices: a sum over the windows of a mask is a scalar loop on a CPU.
-    count = sum((corner == y).astype(x.dtype) for corner in _corners(x))
-    return y, jnp.where(is_max, _windows(t), 0).sum((2, 4)) / count
+
+    def shared(x: Array, y: Array, t: Array) -> Array:
+        # One mask over the windows: differentiating the slices would give four padded arrays to add.
+        is_max = _windows(x) == y[:, :, None, :, None]
+        # Counted by slices: a sum over the windows of a mask is a scalar loop on a CPU.
+        count = sum((corner == y).astype(x.dtype) for corner in _corners(x))
+        return jnp.where(is_max, _windows(t), 0).sum((2, 4)) / count
+
+    def of_the_first(x: Array, y: Array, t: Array) -> Array:
+        return jax.jvp(lambda x: nn.max_pool(x, (2, 2), (2, 2)), (x,), (t,))[1]
+
+    return y, lax.platform_dependent(x, y, t, cpu=shared, default=of_the_first)
 
 
 def _corners(x: Array) -> tuple[Array, Array, Array, Array]:
