@@ -28,8 +28,9 @@ def trim_regression(
 
     A filter for a server's or a client's data: what is kept is a ``mask`` for training. Neither half of a
     step raises the loss of the examples kept, so that it settles, in a local optimum; among the ``count``
-    best there is no poison only if poison fits badly. The paper starts from ``count`` random examples,
-    its code from all of them, as here. Works under ``jit`` and ``vmap``.
+    best there is no poison only if poison fits badly. One example whose features lie far beyond all
+    others is fitted exactly, and kept: clip features to their range before. The paper starts from
+    ``count`` random examples, its code from all of them, as here. Works under ``jit`` and ``vmap``.
 
     Args:
       x: (E, k) features. Examples with a NaN or Inf are never kept.
@@ -73,7 +74,8 @@ def trim_regression(
         model = ridge_model(x, y, keep.astype(dtype), ridge)
         gaps = jnp.where(good, jnp.abs(predictions(model, x) - y), jnp.inf)
         total = jnp.sum(jnp.where(keep, jnp.square(gaps), 0))
-        loss = total / jnp.maximum(jnp.sum(keep), 1) + ridge * jnp.sum(jnp.square(model[:-1]))
+        penalty = jnp.where(ridge > 0, ridge * jnp.sum(jnp.square(model[:-1])), 0)
+        loss = total / jnp.maximum(jnp.sum(keep), 1) + penalty
         return model, gaps, loss
 
     def step(keep: Array, _: None) -> tuple[Array, tuple[Array, Array]]:

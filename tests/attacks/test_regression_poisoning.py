@@ -19,6 +19,7 @@ from fedjax_robust.attacks.optimised import (
     regression_points,
 )
 from fedjax_robust.data import trim_regression
+from fedjax_robust.kernels.regression import ridge_model
 
 CLEAN = np.array([[0.0], [1.0], [2.0]]), np.array([0.0, 1.0, 2.0])
 POISON = np.array([[1.5]]), np.array([0.0])
@@ -88,6 +89,35 @@ def test_the_exact_gradient_is_that_of_finite_differences(ridge):
     exact, official = (ref.gradient(slow, x, y, px, 1 - py, ridge, o) for o in (False, True))
     np.testing.assert_allclose(exact, differences, rtol=1e-5, atol=1e-9)
     assert np.max(np.abs(official - differences)) > 0.1 * np.max(np.abs(differences))
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_gradients_at_any_scale_of_the_features(scale):
+    """By features in units of their own they are the same, by responses too."""
+    x, y = clean()
+    px, py = clean(1, 5)
+    arrays = [np.float32(a) for a in (scale * x, y, scale * px, 1 - py)]
+    _, by_x, by_y = kkt_gradient(mean_squared_error(*arrays[:2]), *arrays)
+    expected = ref.gradient(ref.squared_error(x, y), x, y, px, 1 - py, 0.0, False)
+    tolerance = {"rtol": 1e-3, "atol": 1e-4 * np.max(np.abs(expected))}
+    np.testing.assert_allclose(np.column_stack([by_x * scale, by_y]), expected, **tolerance)
+
+
+def test_derivatives_through_the_fit_where_eigenvalues_are_equal():
+    """A cross has two of them, and eigenvectors that have no derivative there."""
+    x = np.float32([[1, 0], [-1, 0], [0, 1], [0, -1]])
+    y, ones = np.float32([0, 1, 3, 2]), np.ones(4, np.float32)
+    twice = [np.concatenate([a, a]) for a in (x, y, ones)]
+    towards = np.float32([0.3, -0.7, 0.5])
+
+    def linear(x, y):
+        return towards @ ridge_model(x, y, twice[2], 0.1)
+
+    value, slope = jax.value_and_grad(linear, (0, 1))(*twice[:2])
+    exact, by_x, by_y = kkt_gradient(lambda theta: towards @ theta, x, y, x, y, 0.1)
+    np.testing.assert_allclose(by_x, slope[0][4:], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(by_y, slope[1][4:], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose([value, exact], towards @ ref.fit(*twice[:2], 0.1), rtol=1e-5)
 
 
 # --- Points ------------------------------------------------------------------------------------------

@@ -94,6 +94,28 @@ def test_under_vmap_with_a_start_and_a_traced_count():
     np.testing.assert_allclose(report["losses"], report["losses"][0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e10, 1e25])
+def test_the_scale_of_the_data_does_not_matter(scale):
+    """Squares of the largest and smallest are no float32."""
+    x, y = poisoned(6)
+    slow = regression.trim(x, y, 30)
+    keep, model, report = trimmed(np.float32(scale * x), np.float32(scale * y), 30)
+    assert set(np.flatnonzero(keep)) == slow.keep
+    np.testing.assert_allclose(model[:-1], slow.theta[:-1], rtol=1e-3)
+    np.testing.assert_allclose(model[-1] / scale, slow.theta[-1], rtol=1e-3, atol=1e-4)
+    assert not np.any(np.isnan(report["losses"]))
+
+
+@pytest.mark.parametrize("place", [0, 38])
+def test_a_response_beyond_all_others_is_left_out(place):
+    """Wherever it stands."""
+    x, y = poisoned(6)
+    x, y = np.insert(x, place, 0.5, axis=0), np.insert(y, place, 1e30)
+    keep, _, report = trimmed(x, y, 30)
+    assert not keep[place] and np.sum(keep) == 30
+    assert not np.any(np.isnan(report["losses"]))
+
+
 def test_more_than_all():
     with pytest.raises(
         ValueError, match="trim_regression needs count <= 38, the number of examples"

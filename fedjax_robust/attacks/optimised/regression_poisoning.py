@@ -26,7 +26,12 @@ import jax.numpy as jnp
 
 from fedjax_robust import checks
 from fedjax_robust.kernels.norms import direction_and_length
-from fedjax_robust.kernels.regression import predictions, ridge_model, solve_symmetric
+from fedjax_robust.kernels.regression import (
+    predictions,
+    ridge_model,
+    solve_centred,
+    solve_symmetric,
+)
 from fedjax_robust.types import Array, Key
 
 Objective = Callable[[Array], Array]
@@ -358,13 +363,10 @@ def _gradient(
     model = ridge_model(all_x, all_y, jnp.ones_like(all_y), ridge)
     value, slope = jax.value_and_grad(_scalar(what, objective))(model)
     rows = all_x if everything else x
-    mean = jnp.mean(rows, axis=0)
-    square = jnp.dot(rows.T, rows, precision="highest") / rows.shape[0]
-    square += ridge * jnp.eye(x.shape[1], dtype=x.dtype)
-    kkt = jnp.block([[square, mean[:, None]], [mean[None], jnp.ones((1, 1), x.dtype)]])
-    # slope^T dtheta / dz of all points at once: the system is solved for the slope.
-    answer = solve_symmetric(kkt, slope)
-    by_w, by_b = answer[:-1], answer[-1]
+    # slope^T dtheta / dz of all points at once: the system is solved for the slope, b first.
+    mean, shares = jnp.mean(rows, axis=0), jnp.full(rows.shape[0], 1 / rows.shape[0], x.dtype)
+    by_w = solve_centred(rows - mean, shares, ridge, slope[:-1] - mean * slope[-1])
+    by_b = slope[-1] - jnp.dot(mean, by_w, precision="highest")
     along = jnp.dot(poison_x, by_w, precision="highest") + by_b
     gaps = predictions(model, poison_x) - poison_y
     by_x = -(along[:, None] * model[:-1] + gaps[:, None] * by_w) / rows.shape[0]
