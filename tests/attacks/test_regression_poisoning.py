@@ -181,10 +181,9 @@ def test_the_official_points_are_the_definitions(move_responses):
         x, y, *start, 0.05, 12, 0.1, shrink=0.5, move_responses=move_responses, tries=8
     )
     with jax.enable_x64(True):
-        (px, py), values = official_regression_points(
-            jax.random.key(0), x, y, 4, ridge=0.05, sweeps=12, step=0.1, shrink=0.5, tries=8,
-            move_responses=move_responses, start=start,
-        )  # fmt: skip
+        arguments = {"ridge": 0.05, "sweeps": 12, "step": 0.1, "shrink": 0.5, "tries": 8}
+        arguments |= {"move_responses": move_responses, "start": start}
+        (px, py), values = run(official_regression_points, x, y, **arguments)
         np.testing.assert_allclose(px, expected[0], rtol=1e-7, atol=1e-9)
         np.testing.assert_allclose(py, expected[1], rtol=1e-7, atol=1e-9)
         np.testing.assert_allclose(values, expected[2], rtol=1e-9)
@@ -218,12 +217,15 @@ def coupling_of(rng, number):
     return half @ half.T / number
 
 
+jitted = jax.jit(coupled_ridge)
+
+
 @pytest.mark.parametrize("own", [False, True], ids=["to the mean", "any"])
 def test_coupled_models(own):
     x, y = nodes()
     coupling = coupling_of(np.random.default_rng(1), 3) if own else np.eye(3) - 1 / 3
     given = np.float32(coupling) if own else None
-    models = coupled_ridge(x, y, given, strength=0.7, ridge=0.2)
+    models = jitted(x, y, given, strength=0.7, ridge=0.2)
     expected = ref.coupled_models(x, y, coupling, 0.7, 0.2)
     np.testing.assert_allclose(models, expected, rtol=1e-3, atol=1e-4)
     least = ref.coupled_loss(expected, x, y, coupling, 0.7, 0.2)
@@ -237,9 +239,9 @@ def test_masked_examples_are_none():
     mask[1, 3:] = 0
     changed = x.copy()
     changed[1, 3:] = 7
-    models = coupled_ridge(x, y, mask=mask)
-    np.testing.assert_allclose(models, coupled_ridge(changed, y, mask=mask), rtol=1e-5)
-    assert np.max(np.abs(models - coupled_ridge(x, y))) > 1e-3
+    models = jitted(x, y, mask=mask)
+    np.testing.assert_allclose(models, jitted(changed, y, mask=mask), rtol=1e-5)
+    assert np.max(np.abs(models - jitted(x, y, mask=np.ones_like(mask)))) > 1e-3
 
 
 def upper_level(points_x, points_y, x, y, sources, targets):
@@ -270,10 +272,9 @@ def test_at2fl_climbs_by_the_gradient_of_the_definition(sources, targets):
         shift = np.zeros(start_x.shape)
         shift[i] = 1e-4
         slope[i] = (of(start_x + shift) - of(start_x - shift)) / 2e-4
-    (px, py), values = at2fl_points(
-        jax.random.key(0), x, y, 2, sources, targets, iterations=1, step=0.01,
-        start=(start_x, start_y),
-    )  # fmt: skip
+    find = functools.partial(at2fl_points, points=2, sources=sources, targets=targets)
+    find = jax.jit(functools.partial(find, iterations=1, step=0.01))
+    (px, py), values = find(jax.random.key(0), x, y, start=(start_x, start_y))
     np.testing.assert_allclose(values[0], of(start_x), rtol=1e-4)
     np.testing.assert_allclose(
         (px - start_x) / 0.01, slope, rtol=1e-2, atol=1e-2 * np.max(np.abs(slope))
@@ -284,17 +285,32 @@ def test_at2fl_climbs_by_the_gradient_of_the_definition(sources, targets):
 
 def test_at2fl_hurts_through_the_coupling_alone():
     x, y = nodes(1)
-    find = functools.partial(at2fl_points, jax.random.key(0), x, y, 3, [2], [0, 1], iterations=20)
-    (px, py), values = find(strength=2.0)
+
+    @functools.partial(jax.jit, static_argnames="iterations")
+    def find(strength, step=1.0, iterations=20):
+        return at2fl_points(
+            jax.random.key(0),
+            x,
+            y,
+            3,
+            [2],
+            [0, 1],
+            strength=strength,
+            step=step,
+            iterations=iterations,
+        )
+
+    (px, py), values = find(2.0)
     assert px.shape == (1, 3, 2) and py.shape == (1, 3) and np.all((px >= 0) & (px <= 1))
     assert np.max(values) > 1.01 * values[0]
     own = {tuple(np.append(a, -b)) for a, b in zip(x[2], y[2], strict=True)}
-    start = find(strength=2.0, iterations=1, step=1e-9)[0]
+    start = find(2.0, 1e-9, 1)[0]
     rows = np.concatenate([start[0][0], start[1][0][:, None]], axis=1)
     for row in rows:  # own examples with the other label
         assert min(np.max(np.abs(row - np.array(example))) for example in own) < 1e-6
     # Without a coupling the others feel nothing.
-    np.testing.assert_allclose(find(strength=0.0)[1], find(strength=0.0)[1][0], rtol=1e-5)
+    still = np.asarray(find(0.0)[1])
+    np.testing.assert_allclose(still, still[0], rtol=1e-5)
 
 
 def test_at2fl_refuses_nodes_that_are_not_there():

@@ -24,9 +24,9 @@ trimmed = jax.jit(trim_regression, static_argnames="steps")
 def test_by_hand():
     """From all: slope 1 and intercept 1.5, squared residuals 2.25 four times and 36."""
     x, y = np.float32([[0], [1], [2], [3], [1.5]]), np.float32([0, 1, 2, 3, 9])
-    _, _, first = trim_regression(x, y, 5, steps=1)
+    _, _, first = trimmed(x, y, 5, steps=1)
     assert first["losses"][0] == pytest.approx((4 * 2.25 + 36) / 5)
-    keep, model, report = trim_regression(x, y, 4)
+    keep, model, report = trimmed(x, y, 4)
     np.testing.assert_array_equal(keep, [True, True, True, True, False])
     np.testing.assert_allclose(model, [1, 0], atol=1e-6)
     assert bool(report["settled"]) and report["losses"].shape == (51,)
@@ -57,28 +57,28 @@ def test_the_loss_never_rises():
 
 def test_it_says_that_it_has_not_settled():
     x, y = poisoned(1)
-    assert not bool(trim_regression(x, y, 30, steps=1)[2]["settled"])
+    assert not bool(trimmed(x, y, 30, steps=1)[2]["settled"])
 
 
 def test_examples_that_are_no_numbers_are_left_out():
     x, y = poisoned(3)
     bad_x = np.concatenate([[[np.nan, 0, 0]], x, [[1, np.inf, 0]], [[0, 0, 0]]]).astype(np.float32)
     bad_y = np.concatenate([[0], y, [1], [np.nan]]).astype(np.float32)
-    keep, model, _ = trim_regression(bad_x, bad_y, 30)
+    keep, model, _ = trimmed(bad_x, bad_y, 30)
     expected, same, _ = trimmed(x, y, 30)
     np.testing.assert_array_equal(keep, [False, *expected, False, False])
     np.testing.assert_allclose(model, same, rtol=1e-4, atol=1e-5)
-    keep, model, _ = trim_regression(bad_x, bad_y, 41)  # more than there are
+    keep, model, _ = trimmed(bad_x, bad_y, 41)  # more than there are
     assert np.sum(keep) == 38 and np.all(np.isfinite(model))
 
 
 def test_columns_that_depend_on_each_other():
     """The shortest of all models that fit; and one example alone."""
     x, y = poisoned(4)
-    keep, model, _ = trim_regression(np.concatenate([x, x[:, :1]], axis=1), y, 30)
+    keep, model, _ = trimmed(np.concatenate([x, x[:, :1]], axis=1), y, 30)
     np.testing.assert_array_equal(keep, trimmed(x, y, 30)[0])
     np.testing.assert_allclose(model[0], model[3], rtol=1e-3)
-    _, model, _ = trim_regression(x[:1], y[:1], 1)
+    _, model, _ = trimmed(x[:1], y[:1], 1)
     np.testing.assert_allclose(model, [0, 0, 0, y[0]], atol=1e-6)
 
 
@@ -89,7 +89,7 @@ def test_under_vmap_with_a_start_and_a_traced_count():
     for c, kept in zip((20, 25, 30), many, strict=True):
         assert set(np.flatnonzero(kept)) == regression.trim(x, y, c).keep
     start = np.asarray(many[0])
-    keep, _, report = trim_regression(x, y, 20, start=start)
+    keep, _, report = trimmed(x, y, 20, start=start)
     np.testing.assert_array_equal(keep, start)  # a fixed point
     np.testing.assert_allclose(report["losses"], report["losses"][0], rtol=1e-5)
 
