@@ -115,7 +115,7 @@ def next_word(module: nn.Module, sample: Array, *, precision: str | None = None)
         in ``classification``. For padding on the left, as ``data.text`` has it, to be harmless, the
         logits at a place must depend on nothing behind it.
       sample: word ids (1, T), from which the shapes are taken.
-      precision: as in ``classification``.
+      precision: of the products in training and evaluation, "highest" for float32 on accelerators.
 
     Raises:
       ValueError: if the module keeps variables other than ``params``, draws at random in an evaluation,
@@ -142,7 +142,7 @@ def from_functions(
         words) for one as in ``next_word``; without randomness.
       sample: one example or batch of inputs, (1, ...), from which the shapes are taken.
       train: parameters, x, key -> logits, if local training draws at random (dropout); None = ``apply``.
-      precision: as in ``classification``.
+      precision: of the products in training and evaluation, "highest" for float32 on accelerators.
 
     Raises:
       ValueError: if there are no parameters, or logits of another shape, or for an unknown precision; on

@@ -7,6 +7,7 @@ rows of a client's (padded) data, ``b`` a batch. All arrays are JAX arrays; "upd
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -153,9 +154,16 @@ class Aggregator(NamedTuple):
             params=params,
             key=jax.random.key(0) if key is None else checks.key(what, key),
         )
-        aggregate = self.aggregate(received, self.init(n, params))[0]
+        aggregate = _first_aggregate(self, received)
         checks.returned("the rule's aggregate", aggregate, (d,))
         return aggregate
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _first_aggregate(rule: Aggregator, received: Received) -> Array:
+    """One program for all calls of a rule on matrices of a shape, instead of one for each operation."""
+    state = rule.init(received.updates.shape[0], received.params)
+    return rule.aggregate(received, state)[0]
 
 
 class Knowledge(NamedTuple):

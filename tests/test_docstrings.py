@@ -52,6 +52,9 @@ PUBLIC = [fr] + [
 
 # Rules that need more than a matrix: a server's examples and a task or client to use them with.
 WITHOUT_EXAMPLE = {
+    "cao_lai",
+    "crfl_radius",
+    "crfl_votes",
     "deepsight",
     "err",
     "lfr",
@@ -188,7 +191,7 @@ def test_names_in_docstrings_exist():
 
 
 PAPERS = re.compile(
-    r"https://(arxiv\.org/abs/\d{4}\.\d{5}|doi\.org/10\.\S+|openreview\.net/forum\?id=\w+)"
+    r"https://(arxiv\.org/abs/\d{4}\.\d{5}|doi\.org/10\.\S+|openreview\.net/forum\?id=\w+|www\.usenix\.org/\S+)"
 )
 OWN = {
     "no_attack": "no method",

@@ -45,7 +45,7 @@ def geometric_median(*, steps: int = 100, smoothing: float | Array = 1e-6) -> Ag
       ValueError: if steps < 1, or smoothing is negative or not finite.
       TypeError: if they are no numbers.
 
-    >>> geometric_median()(jnp.array([[0.0, 0.0], [0.0, 0.0], [9.0, 9.0]])).tolist()
+    >>> geometric_median()(jnp.array([[0.0, 0.0], [0.0, 0.0], [9.0, 9.0]])).round(3).tolist()
     [0.0, 0.0]
     """
     checks.static_count("geometric_median", 1, steps=steps)
