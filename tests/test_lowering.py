@@ -89,7 +89,9 @@ def operations(function: Callable[..., Any], *args: Any) -> list[Operation]:
     return found
 
 
+KERNELS = ("@_combine", "@_shares", "@_ranks", "@_order", "@_accurate_distances")
 LOOKED_AT = {
+    "func.call": ("callee",),
     "custom_call": ("call_target_name",),
     "sort": ("is_stable",),
     "dot_general": ("precision_config",),
@@ -113,6 +115,8 @@ def complaints(program: list[Operation], n: int, d: int) -> Iterator[str]:
         elif op.name == "dot_general" and any(d in shape for shape in op.shapes):
             exact = op.how["precision_config"].count("HIGHEST") == 2
             what = "" if exact else "a product with the matrix, of few digits"
+        elif op.name == "func.call" and op.how["callee"].startswith(KERNELS):
+            what = "a kernel that is no part of the program, to which a mesh brings whole matrices"
         if what:
             yield f"{what}: {op.name} {op.types}"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -137,7 +139,7 @@ def _typical(size: Array, present: Array) -> Array:
     return ascending[jnp.maximum(jnp.sum(present) - 1, 0) // 2]
 
 
-@jax.jit
+@functools.partial(jax.jit, inline=True)  # as ``sorting`` says of its own
 def _accurate_distances(x: Array, present: Array) -> Array:
     n = x.shape[0]
     smallest = jnp.finfo(x.dtype).tiny

@@ -30,6 +30,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fedjax_robust.types import Array
 
 
+def _compiled_by_itself(*static: int) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
+    """Outside of a program ``jax.jit``, or every call would compile its loops. Inside it is part of the
+    program: a function that is called twice gets its arguments whole on every TPU of a mesh, if d is no
+    multiple of their number."""
+    return partial(jax.jit, static_argnums=static, inline=True)
+
+
 def sort_clients(x: Array, low: int = 0, high: int | None = None) -> Array:
     """Ranks low .. high - 1 of every column: ``jnp.sort(x, axis=0)[low:high]``, faster on CPU.
 
@@ -113,7 +120,7 @@ def _combination(coefficients: Array, values: Array) -> Array:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
-@partial(jax.jit, static_argnums=3)
+@_compiled_by_itself(3)
 def _combine(x: Array, coefficients: Array, instead: Array, low: int) -> Array:
     high = low + coefficients.shape[0]
 
@@ -151,7 +158,7 @@ def _weighed(shares: Array, values: Array) -> Array:
     return jnp.sum(jnp.where(shares == 0, 0, shares * values), axis=0)
 
 
-@jax.jit
+@_compiled_by_itself()
 def _shares(x: Array, of_rank: Array) -> Array:
     """x (n, d), of_rank (n,) -> (n, d), for each entry of_rank at its rank in its column."""
     n = x.shape[0]
@@ -171,7 +178,7 @@ def _sort(x: Array, low: int, high: int) -> Array:
     return _ranks(x, low, high)
 
 
-@partial(jax.jit, static_argnums=(1, 2))  # or every call outside of jit would compile its loops
+@_compiled_by_itself(1, 2)
 def _ranks(x: Array, low: int, high: int) -> Array:
     return lax.platform_dependent(
         x,
@@ -190,7 +197,7 @@ def _sort_jvp(
     return _moved(order, x, low, high, own=True), _moved(order, t, low, high)
 
 
-@partial(jax.jit, static_argnums=(1, 2))
+@_compiled_by_itself(1, 2)
 def _order(x: Array, low: int, high: int) -> Array:
     """``jnp.argsort(x, axis=0, stable=True)``; rows but low .. high - 1 are undefined."""
 
