@@ -51,6 +51,19 @@ def times(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def compiled(row: dict[str, Any]) -> dict[str, Any]:
+    shown: dict[str, Any] = {"what": row["what"]}
+    if "temp MB" in row:
+        shown |= {"MB": f"{row['temp MB']:,.0f}", "/ n d": f"{row['temp / n d']:.1f}"}
+        if row["ms"] is not None:
+            shown["ms"] = f"{row['ms']:.3g}" + (" +" if row["loops of unknown length"] else "")
+        if row["kernels"] is not None:
+            shown["kernels"] = f"{row['kernels']:.0f}"
+        operands = row["their operands"]
+        shown["sorts"] = f"{row['sorts of the matrix']} of {operands}" if operands else None
+    return shown | {"complaints": "; ".join(row["complaints"]) or None}
+
+
 def number(ms: float) -> str:
     return f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
 
@@ -61,7 +74,8 @@ def filled(text: str) -> str:
     def block(match: re.Match[str]) -> str:
         before, name, after = match.groups()
         rows = json.loads((HERE / "results" / f"{name}.json").read_text())["rows"]
-        line = {"rounds": rounds, "kernels": kernels, "networks": networks}[name]
+        lines = {"rounds": rounds, "kernels": kernels, "networks": networks}
+        line = compiled if name.startswith("compile_") else lines[name]
         return f"{before}{report.markdown_table([line(row) for row in rows]).strip()}\n{after}"
 
     return BLOCK.sub(block, text)

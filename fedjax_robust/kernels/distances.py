@@ -158,7 +158,9 @@ def _accurate_distances(x: Array, present: Array) -> Array:
         def place(i: Array, rows: tuple[Array, Array]) -> tuple[Array, Array]:
             y = jnp.where(taken[i], x[i] - x[leader[i]], 0)
             unit, inverse = power_of_two(jnp.maximum(jnp.max(jnp.abs(y), initial=0), smallest))
-            return rows[0].at[i].set(y * inverse), rows[1].at[i].set(unit)
+            # A slice, as a scatter might be in another place and double the memory.
+            units = jax.lax.dynamic_update_index_in_dim(rows[0], y * inverse, i, axis=0)
+            return units, rows[1].at[i].set(unit)
 
         return jax.lax.fori_loop(0, n, place, (jnp.zeros_like(x), jnp.ones(n, x.dtype)))
 

@@ -1,9 +1,11 @@
 """The benchmarks run in their smoke mode, and their page is as their published rows."""
 
+import functools
 import json
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 import fedjax_robust as fr
@@ -11,6 +13,7 @@ import fedjax_robust as fr
 BENCH = Path(__file__).parents[2] / "experiments" / "bench"
 sys.path.insert(0, str(BENCH))
 import bench_timing
+import compile_for
 import cost_model
 import device
 import fill_readme
@@ -53,6 +56,57 @@ def test_device_smoke(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(device.aggregators, "median", lambda: wrong)
     with pytest.raises(ValueError, match="median is wrong on this device"):
         device.check(20, 4)
+
+
+PROGRAM = """HloModule jit_block, is_scheduled=true
+
+%body.1 (p.1: (s32[], f32[20,300])) -> (s32[], f32[20,300]) {
+  %p.1 = (s32[], /*index=1*/f32[20,300]{1,0}) parameter(0)
+  %x.1 = f32[20,300]{1,0} get-tuple-element(%p.1), index=1
+  %sort.2 = f32[20,300]{1,0:T(8,128)S(1)} sort(%x.1), dimensions={0}, to_apply=%less
+  %f.1 = f32[20,300]{1,0} fusion(%sort.2), kind=kLoop, calls=%c, backend_config={"estimated_cycles":"70"}
+  ROOT %t.1 = (s32[], f32[20,300]) tuple(%i, %f.1)
+}
+
+%condition.1 (p.2: (s32[], f32[20,300])) -> pred[] {
+  %p.2 = (s32[], f32[20,300]) parameter(0)
+  %i.2 = s32[] get-tuple-element(%p.2), index=0
+  %ten = s32[]{:T(128)} constant(10)
+  ROOT %lt = pred[] compare(%i.2, %ten), direction=LT
+}
+
+ENTRY %main.5 (a.1: f32[20,300]) -> f32[20,300] {
+  %a.1 = f32[20,300]{1,0} parameter(0)
+  %g.1 = f32[80,300]{1,0} all-gather(%a.1), dimensions={0}
+  %while.3 = (s32[], f32[20,300]) while(%t.0), condition=%condition.1, body=%body.1
+  %while.4 = (s32[], f32[20,300]) while(%t.0), condition=%unknown, body=%body.1
+  ROOT %r = f32[20,300]{1,0} get-tuple-element(%while.3), index=1
+}
+"""
+
+
+def test_a_compiled_program_is_read():
+    found, entry = compile_for.computations(PROGRAM)
+    assert entry == "main.5" and len(found["body.1"]) == 5
+    facts = compile_for.facts_of(found, entry, {"f32[20,300]{1,0:T(8,128)S(1)}": 30.0})
+    # The gather, ten turns of two operations, and once those of the loop of unknown length.
+    assert facts == compile_for.Facts(cycles=11 * (70 + 30), kernels=1 + 11 * 2, unknown=1)
+    assert compile_for.size("(s32[], f32[20,300]{1,0})") == [1, 6000]
+    loop = 'while(%t), condition=%c, body=%b, backend_config={"known_trip_count":{"n":"32"}}'
+    assert compile_for.turns_of(found, loop) == 32
+
+
+def test_what_is_compiled_for_accelerators_can_be_traced():
+    """All rules and blocks, small; compilers of accelerators are not there."""
+    for name, program in compile_for.rules(20, 30):
+        jax.eval_shape(program.function, *program.args)
+        assert program.matrix == 600, name
+    for name, make in compile_for.blocks(1):
+        if "LR" in name:
+            program = make()
+            block = functools.partial(program.function, None)
+            state, _ = jax.eval_shape(block, *program.args)
+            assert state.params.shape[-1] == program.columns, name
 
 
 def test_kernels_smoke(tmp_path):
