@@ -75,7 +75,8 @@ class Args(study.Args):
     width: int | None = None
     """Channels of ResNet18's first stage, instead of 32 (cifar10)."""
     client_chunk: int | None = None
-    """Train so many clients at a time, which bounds memory; default all, on a CPU 1 for ResNet18."""
+    """Train so many clients at a time, which bounds memory; default all, of ResNet18 1 on a CPU and 10
+    elsewhere."""
     out: Path = Path("results/bagdasaryan2020/images")
     """Where results go."""
 

@@ -181,7 +181,7 @@ class Args(study.Args):
     attacks: tuple[Literal["NoAttack", "Gaussian", "LabelFlip", "Partial", "Full"], ...] = ()
     """Attacks to run; default the figure's."""
     client_chunk: int | None = None
-    """Train so many workers at a time; default all, for the DNN on a CPU 1."""
+    """Train so many workers at a time; default all, of the DNN 1 on a CPU and 10 elsewhere."""
     out: Path = Path("results/fang2020/figures")
     """Where results go."""
 

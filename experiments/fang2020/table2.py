@@ -71,7 +71,7 @@ class Args(study.Args):
     """Evaluations per run, evenly spread; default 50 (2a, 2e) or 10. Table 3 takes the best of them; the
     paper's has all rounds."""
     client_chunk: int | None = None
-    """Train so many clients at a time; default all, for networks on a CPU 1."""
+    """Train so many clients at a time; default all, of networks 1 on a CPU and 10 elsewhere."""
     rules: tuple[Literal["Krum", "Trimmed mean", "Median"], ...] = RULES
     """Rules to run."""
     attacks: tuple[

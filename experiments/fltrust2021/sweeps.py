@@ -103,7 +103,7 @@ class Args(study.Args):
     attacks: tuple[Attack, ...] = ("NoAttack", "LF", "Trim", "Scaling", "Adaptive")
     """Attacks to run."""
     client_chunk: int | None = None
-    """Train so many clients at a time; default all, on a CPU 1 for networks."""
+    """Train so many clients at a time; default all, of networks 1 on a CPU and 10 elsewhere."""
     out: Path = Path("results/fltrust2021")
     """Where results go."""
 

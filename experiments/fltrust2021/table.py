@@ -84,8 +84,8 @@ class Args(study.Args):
     attacks: tuple[Attack, ...] = ()
     """Attacks to run; default the paper's six, and FirstOrder on rules with gradients."""
     client_chunk: int | None = None
-    """Train so many clients at a time, which bounds memory; default all, on a CPU 1 for networks. With
-    ResNet20 a client takes about 0.4 GB per batch of 64."""
+    """Train so many clients at a time, which bounds memory; default all, of networks 1 on a CPU and 10
+    elsewhere. With ResNet20 a client takes about 0.4 GB per batch of 64."""
     out: Path = Path("results/fltrust2021")
     """Where results go."""
 
