@@ -13,8 +13,13 @@ import jax.numpy as jnp
 
 from fedjax_robust import checks
 from fedjax_robust.aggregators.base import cleaned
-from fedjax_robust.kernels.norms import direction_and_length, weighted_mean
-from fedjax_robust.kernels.ranks import coordinate_median
+from fedjax_robust.kernels.norms import (
+    accumulator,
+    direction_and_length,
+    power_of_two,
+    weighted_mean,
+)
+from fedjax_robust.kernels.ranks import middle_of_sorted
 from fedjax_robust.memo import same_for_equal_arguments
 from fedjax_robust.types import Aggregator, Array, Info, Received, State
 
@@ -38,7 +43,7 @@ def afa(
     verdict in a row.
 
     The rule looks at one side only, and removes the *too similar* if the mean lies above the median. The
-    result weighs by the p from before the round.
+    result weighs by the p from before the round; IBM's code by those after it.
 
     Reports ``selected`` and ``blocked`` (n,) bool, and ``probability`` (n,), p after the round.
 
@@ -76,20 +81,24 @@ def afa(
         candidates = (received.weights > 0) & ~out
         trust = (alpha / (alpha + beta)).astype(received.weights.dtype) * received.weights
         rows = updates + received.params.astype(updates.dtype) if on_models else updates
-        units = direction_and_length(jax.lax.stop_gradient(rows))[0]
+        rows = jax.lax.stop_gradient(rows)
+        units = direction_and_length(rows)[0]
+        size, length = _sizes_and_lengths(rows)
 
-        def again(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            good, done = carry
-            g = direction_and_length(weighted_mean(units * length, jnp.where(good, trust, 0)))[0]
+        def again(i: Array, good: Array) -> tuple[Array, Array]:
+            masses = _masses(good, trust, size, length)
+            g = direction_and_length(weighted_mean(units, masses))[0]
             s = jnp.dot(units, g, precision="highest")
-            bad = good & _apart(s, good, xi + i * more) & ~done
+            bad = good & _apart(s, good, xi + i * more)
             # Never all: a lone row is its own mean.
             bad &= jnp.sum(bad) < jnp.sum(good)
-            return good & ~bad, done | ~jnp.any(bad)
+            return good & ~bad, ~jnp.any(bad)
 
-        length = _relative_lengths(rows, candidates)
-        n = updates.shape[0]
-        good, _ = jax.lax.fori_loop(0, n, again, (candidates, jnp.bool(False)))
+        def unless_done(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            return jax.lax.cond(carry[1], lambda: carry, lambda: again(i, carry[0]))
+
+        start = (candidates, jnp.bool(False))
+        good, _ = jax.lax.fori_loop(0, updates.shape[0], unless_done, start)
         result = weighted_mean(updates, jnp.where(good, trust, 0))
         place = jnp.where(candidates, ids, alphas.shape[0])
         alphas = alphas.at[place].add(jnp.where(good, 1, 0), mode="drop")
@@ -100,24 +109,43 @@ def afa(
         report = {
             "selected": good,
             "blocked": blocked.at[ids].get(mode="clip") & (received.weights > 0),
-            "probability": alpha / (alpha + beta),
+            "probability": jnp.where(received.weights > 0, alpha / (alpha + beta), 0),
         }
         return result, (alphas, betas, blocked), report
 
     return Aggregator(init, aggregate)
 
 
-def _relative_lengths(rows: Array, present: Array) -> Array:
-    """Lengths (n, 1) in units of the longest present one, so that no mean leaves the range of floats."""
-    length = direction_and_length(jax.lax.stop_gradient(rows))[1]
-    longest = jnp.max(jnp.where(present, length, 0))
-    return (length / jnp.where(longest > 0, longest, 1))[:, None]
+def _sizes_and_lengths(rows: Array) -> tuple[Array, Array]:
+    """Lengths (n,) of rows (n, d) as products of a power of two, 0 for zero rows, and a moderate number:
+    a length itself may overflow."""
+    largest = jnp.max(jnp.abs(rows), axis=1, initial=0).astype(accumulator(rows.dtype))
+    size, inverse = power_of_two(largest)
+    length = direction_and_length(rows.astype(size.dtype) * inverse[:, None])[1]
+    return jnp.where(length > 0, size, 0), length
+
+
+def _masses(good: Array, trust: Array, size: Array, length: Array) -> Array:
+    """What unit vectors weigh in g, up to a factor: trust times length, (n,).
+
+    In units of the largest trust and row that are still good: a huge row that has been removed must
+    not leave the others without digits.
+    """
+
+    def relative(x: Array) -> Array:
+        x = jnp.where(good, x.astype(size.dtype), 0)
+        return x * power_of_two(jnp.max(x))[1]
+
+    return relative(trust) * relative(size) * length
 
 
 def _apart(s: Array, good: Array, xi: Array) -> Array:
     """Cosines more than xi standard deviations from the median, on the side of the mean: (n,) bool."""
-    number = jnp.maximum(jnp.sum(good), 1).astype(s.dtype)
-    middle = coordinate_median(s[:, None], good)[0]
+    count = jnp.sum(good)
+    number = jnp.maximum(count, 1).astype(s.dtype)
+    # By a sort of its own: JAX cannot batch the network of coordinate_median inside of a cond.
+    values = jnp.sort(jnp.where(good, s, jnp.inf))[:, None]
+    middle = middle_of_sorted(jnp.where(values < jnp.inf, values, 0), jnp.int32(0), count)[0]
     mean = jnp.sum(jnp.where(good, s - middle, 0)) / number  # relative to the median
     gap = jnp.where(good, s - middle - mean, 0)
     std = jnp.sqrt(jnp.sum(jnp.square(gap)) / number)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from fedjax_robust import checks
 from fedjax_robust.aggregators.base import cleaned
-from fedjax_robust.aggregators.foolsgold import cosines_of_present
+from fedjax_robust.aggregators.foolsgold import cosines_of_present, remembered
 from fedjax_robust.kernels.norms import accumulator, weighted_mean
 from fedjax_robust.memo import same_for_equal_arguments
 from fedjax_robust.types import Aggregator, Array, Info, Received, State
@@ -27,11 +27,13 @@ def contra(
 
     With H_i the sum of all rows of client i, this round's among them, cs_ij = cos(H_i, H_j)::
 
-        tau_i = mean of the k largest cs_ij over the other clients j of the round (the port counts its
-        own 0) reputation_i <- reputation_i - delta if tau_i > threshold, else + delta, in [0, 1]; 1 at
-        the start cs_ij <- cs_ij tau_i / tau_j  where 0 < tau_i < tau_j,  and tau_i anew of these
+        tau_i = mean of the k largest cs_ij over the other clients j of the round
+        reputation_i <- reputation_i - delta if tau_i > threshold, else + delta
+        cs_ij <- cs_ij tau_i / tau_j  where 0 < tau_i < tau_j,  and tau_i anew of these
         a_i = 1 - tau_i in [0, 1], divided by the largest, .99 for 1
         a_i <- ln(a_i / (1 - a_i)) + .5 in [0, 1]
+
+    Reputations start at 1 and stay in [0, 1]. The port counts a client's own cosine, as 0, among the k.
 
     The paper draws the clients of a round by reputation; here that is the simulation's
     (``Simulation.participants``), and the reputation is reported. ``weights`` only say who is present.
@@ -68,15 +70,14 @@ def contra(
         received = cleaned(received)
         history, reputation = state
         updates, present = received.updates, received.weights > 0
-        place = jnp.where(present, received.ids, history.shape[0])
-        history = history.at[place].add(updates.astype(history.dtype), mode="drop")
-        own = history.at[received.ids].get(mode="fill", fill_value=0)
+        own, history = remembered(history, received.ids, present, updates)
         cosines = cosines_of_present(own, present)
         others = present[:, None] & present & ~jnp.eye(len(present), dtype=bool)
         tau = _largest(cosines, others, k)
         change = jnp.where(tau > threshold, -delta, delta)
         old = reputation.at[received.ids].get(mode="fill", fill_value=0)
         new = jnp.clip(old + change, 0, 1).astype(reputation.dtype)
+        place = jnp.where(present, received.ids, reputation.shape[0])
         reputation = reputation.at[place].set(new, mode="drop")
         pardon = others & (tau[:, None] > 0) & (tau[:, None] < tau)
         cosines = jnp.where(pardon, cosines * tau[:, None] / jnp.where(pardon, tau, 1), cosines)

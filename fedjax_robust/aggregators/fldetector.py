@@ -13,6 +13,7 @@ found; here they are removed for good, and training goes on. To start again, run
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -50,9 +51,10 @@ def fldetector(
     last W; its score is their mean. From round ``start`` on the gap statistic asks whether the scores
     of the round's clients, scaled to [0, 1], are more than one cluster; if so, those in the upper one
     of two (exact 2-means of numbers) are removed for good. A client that was absent is predicted from
-    its last row, and without one has no score.
+    its last row, and without one has no score. What the rule remembers has no gradient.
 
-    Reports ``selected`` and ``removed`` (n,) bool, and ``score`` (n,), 0 for clients without one.
+    Reports ``selected`` and ``removed`` (n,) bool, ``score`` (n,), 0 for clients without one, and
+    ``finite`` () bool, False if B_t (w_t - w_(t-1)) was not and counts as zero.
 
     Memory: one row and W numbers per client of all N, and 2 W vectors.
 
@@ -97,14 +99,14 @@ def fldetector(
         received = cleaned(received)
         ids, number = received.ids, memory.seen.shape[0]
         present = received.weights > 0
-        updates = received.updates.astype(memory.rows.dtype)
-        params = received.params.astype(memory.rows.dtype)
+        updates = jax.lax.stop_gradient(received.updates).astype(memory.rows.dtype)
+        params = jax.lax.stop_gradient(received.params).astype(memory.rows.dtype)
         step = jnp.where(memory.round > 0, params - memory.params, 0)
-        moved = hessian_times(memory.steps, memory.changes, memory.pairs, step)
+        moved, finite = hessian_times(memory.steps, memory.changes, memory.pairs, step)
         known = present & memory.seen.at[ids].get(mode="fill", fill_value=False)
         known &= ~memory.removed.at[ids].get(mode="fill", fill_value=False) & (memory.pairs > 0)
-        predicted = memory.rows.at[ids].get(mode="fill", fill_value=0) + moved
-        distance = jnp.where(known, safe_norm(jnp.where(known[:, None], updates - predicted, 0)), 0)
+        last = memory.rows.at[ids].get(mode="fill", fill_value=0)
+        distance = jnp.where(known, _distances(updates, last, moved, known), 0)
         distance = distance * power_of_two(jnp.max(distance))[1]
         total = jnp.sum(distance)
         distance = distance / jnp.where(total > 0, total, 1)
@@ -126,7 +128,7 @@ def fldetector(
         result, inner, info = base.aggregate(rest, memory.base)
 
         # The pair of this round is known only now: it serves from the next one on.
-        exact = result.astype(memory.rows.dtype)
+        exact = jax.lax.stop_gradient(result).astype(memory.rows.dtype)
         is_pair = (memory.round > 0) & jnp.any(step != 0)
 
         def pushed(old: Array, new: Array) -> Array:
@@ -147,13 +149,27 @@ def fldetector(
             round=memory.round + 1,
             base=inner,
         )
-        own_info = {"selected": present & ~gone, "removed": present & gone, "score": score}
-        return result, memory, own_info | info
+        report = {
+            "selected": present & ~gone,
+            "removed": present & gone,
+            "score": score,
+            "finite": finite,
+        }
+        return result, memory, report | info
 
     return Aggregator(init, aggregate)
 
 
-def hessian_times(steps: Array, changes: Array, pairs: Array, v: Array) -> Array:
+def _distances(rows: Array, last: Array, moved: Array, known: Array) -> Array:
+    """|row - (last row + moved)| in a common unit, so that no difference of finite rows is infinite."""
+    rows, last = (jnp.where(known[:, None], x, 0) for x in (rows, last))
+    largest = (jnp.max(jnp.abs(x), initial=0) for x in (rows, last, moved))
+    unit = power_of_two(functools.reduce(jnp.maximum, largest))[1]
+    difference = rows * unit - (last * unit + moved * unit)
+    return safe_norm(jnp.where(known[:, None], difference, 0))
+
+
+def hessian_times(steps: Array, changes: Array, pairs: Array, v: Array) -> tuple[Array, Array]:
     """B v with the L-BFGS matrix of the last ``pairs`` of W (step, change) pairs, in compact form.
 
     B v = sigma v - [sigma S, Y] M^-1 [sigma S^T v; Y^T v], M = [[sigma S^T S, L], [L^T, -D]],
@@ -167,7 +183,7 @@ def hessian_times(steps: Array, changes: Array, pairs: Array, v: Array) -> Array
       v: (d,).
 
     Returns:
-      (d,); zero without a pair, or where the result is not finite.
+      (d,), zero without a pair or if it is not finite; () bool, whether it is finite.
     """
     size, change = (power_of_two(jnp.max(jnp.abs(x), initial=0)) for x in (steps, changes))
     s, y = steps * size[1], changes * change[1]
@@ -194,8 +210,8 @@ def hessian_times(steps: Array, changes: Array, pairs: Array, v: Array) -> Array
     half = len(s)
     result = sigma * w - sigma * dot(x[:half], s) - dot(x[half:], y)
     result = result * scale * size[1] * change[0]
-    fine = (pairs > 0) & jnp.all(jnp.isfinite(result))
-    return jnp.where(fine, result, 0)
+    finite = (pairs == 0) | jnp.all(jnp.isfinite(result))
+    return jnp.where(finite & (pairs > 0), result, 0), finite
 
 
 def upper_cluster(key: Key, scores: Array, known: Array, references: int) -> Array:

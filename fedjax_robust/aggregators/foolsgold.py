@@ -2,12 +2,15 @@
 
 Fung, Yoon, Beschastnikh, "The Limitations of Federated Learning in Sybil Settings", RAID 2020
 (https://arxiv.org/abs/1808.04866), Algorithm 1, as in the authors' model-independent code: all
-features are indicative. Honest clients with IID data look alike, too, and lose weight; a single
-attacker is not found.
+features are indicative unless others are chosen. Honest clients with IID data look alike, too, and lose
+weight; a single attacker is not found.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 
 from fedjax_robust import checks
@@ -19,11 +22,16 @@ from fedjax_robust.types import Aggregator, Array, Info, Received, State
 
 
 @same_for_equal_arguments
-def foolsgold(*, summed: bool = True, kappa: float | Array = 1.0) -> Aggregator:
+def foolsgold(
+    *,
+    summed: bool = True,
+    kappa: float | Array = 1.0,
+    features: Callable[[Array], Array] | None = None,
+) -> Aggregator:
     """The sum of the rows, each times a weight in [0, 1] that falls as its client's history nears
     another's.
 
-    With H_i the sum of all rows of client i, this round's among them::
+    With H_i the sum of all rows of client i, this round's among them, or of their features::
 
         cs_ij = cos(H_i, H_j),   v_i = max_j cs_ij + 1e-5
         cs_ij <- cs_ij v_i / v_j  where v_i < v_j               ("pardon")
@@ -35,15 +43,17 @@ def foolsgold(*, summed: bool = True, kappa: float | Array = 1.0) -> Aggregator:
 
     Reports ``trust`` (n,), the a_i, and ``selected`` (n,) bool, those above 0.
 
-    Memory: one (d,) per client of all N, besides the rows.
+    Memory: one (d,) per client of all N, besides the rows; (m,) with m features.
 
     Args:
       summed: the sum, as printed: the step grows with the number of honest clients. False divides by the
         sum of the a_i.
       kappa: confidence, > 0, finite.
+      features: a row (d,) -> those of its coordinates (m,) that tell clients apart, such as the last
+        layer's, ``lambda row: task.unravel(row)["Dense_1"]["kernel"].ravel()``. None = all.
 
     Raises:
-      ValueError: if kappa is not positive and finite.
+      ValueError: if kappa is not positive and finite, or, when called, features return no vector.
       TypeError: for arguments of another kind.
 
     The first two are sybils:
@@ -54,16 +64,20 @@ def foolsgold(*, summed: bool = True, kappa: float | Array = 1.0) -> Aggregator:
     """
     checks.boolean("foolsgold", summed=summed)
     checks.positive("foolsgold", kappa=kappa)
+    checks.function("foolsgold", optional=True, features=features)
 
     def init(num_clients: int, params: Array) -> State:
-        return jnp.zeros((num_clients, params.shape[0]), accumulator(params.dtype))
+        chosen = params if features is None else jax.eval_shape(features, params)
+        if getattr(chosen, "ndim", None) != 1:
+            got = getattr(chosen, "shape", type(chosen).__name__)
+            raise ValueError(f"foolsgold needs features that return a vector (m,), got {got}")
+        return jnp.zeros((num_clients, chosen.shape[0]), accumulator(params.dtype))
 
     def aggregate(received: Received, history: State) -> tuple[Array, State, Info]:
         received = cleaned(received)
         updates, present = received.updates, received.weights > 0
-        place = jnp.where(present, received.ids, history.shape[0])
-        history = history.at[place].add(updates.astype(history.dtype), mode="drop")
-        own = history.at[received.ids].get(mode="fill", fill_value=0)
+        rows = updates if features is None else jax.vmap(features)(updates)
+        own, history = remembered(history, received.ids, present, rows)
         cosines = cosines_of_present(own, present)
         trust = _trust(cosines, present, kappa).astype(updates.dtype)
         total = jnp.sum(trust) if summed else 1.0
@@ -71,6 +85,18 @@ def foolsgold(*, summed: bool = True, kappa: float | Array = 1.0) -> Aggregator:
         return result, history, {"trust": trust, "selected": trust > 0}
 
     return Aggregator(init, aggregate)
+
+
+def remembered(history: Array, ids: Array, present: Array, rows: Array) -> tuple[Array, Array]:
+    """The histories of the clients of a round with this round's rows (n, m), and those of all (N, m).
+
+    Sums stay finite: an infinite one would have no direction, and a cosine of 1 to every other client.
+    """
+    most = jnp.finfo(history.dtype).max
+    own = history.at[ids].get(mode="fill", fill_value=0) + rows.astype(history.dtype)
+    own = jnp.clip(own, -most, most)
+    place = jnp.where(present, ids, history.shape[0])
+    return own, history.at[place].set(own, mode="drop")
 
 
 def cosines_of_present(rows: Array, present: Array) -> Array:

@@ -17,7 +17,8 @@ from fedjax_robust.aggregators import afa, contra, fldetector, foolsgold
 from fedjax_robust.aggregators.fldetector import hessian_times, upper_cluster
 from fedjax_robust.types import Aggregator, Received
 
-GOLD = np.array([[1.0, 0], [1, 0.1], [0, 1], [-1, 1]], np.float32)
+GOLD_64 = np.array([[1.0, 0], [1, 0.1], [0, 1], [-1, 1]])
+GOLD = GOLD_64.astype(np.float32)
 ADAPTIVE = np.array(
     [[-1.0, 0], [1, 0], [1, 0.2], [1, -0.1], [1, 0.1], [1, 0.3], [1, 0.05]], np.float32
 )
@@ -43,14 +44,33 @@ def test_foolsgold_by_hand() -> None:
 
 
 def test_foolsgolds_steps_by_hand() -> None:
-    """The reference itself: cosines, pardon, and the weights before the logit."""
-    unit = GOLD / np.linalg.norm(GOLD, axis=1)[:, None]
-    cs = np.float64(unit) @ unit.T
-    np.fill_diagonal(cs, -1)
-    v = cs.max(axis=1) + 1e-5
-    np.testing.assert_allclose(v, [0.9950471902] * 2 + [0.7071167812] * 2, rtol=1e-6)
-    np.testing.assert_allclose(cs[2, 1] * v[2] / v[1], 0.0707109675, rtol=1e-5)
-    np.testing.assert_allclose(cs[3, 0] * v[3] / v[0], -0.5024958374, rtol=1e-5)
+    """In the reference, against which the rule is tested."""
+    v, pardoned, a = history.FoolsGold(2).before_the_logit(list(GOLD_64))
+    np.testing.assert_allclose(v, [0.9950471902] * 2 + [0.7071167812] * 2, rtol=1e-9)
+    np.testing.assert_allclose(pardoned[2, 1], 0.0707109675, rtol=1e-8)
+    np.testing.assert_allclose(pardoned[3, 0], -0.5024958374, rtol=1e-9)
+    np.testing.assert_allclose(a, [0.0169440925] * 2 + [0.99] * 2, rtol=1e-8)
+
+
+@pytest.mark.parametrize("summed", [True, False])
+def test_foolsgold_compares_chosen_coordinates_and_sums_all(summed: bool) -> None:
+    """Two clients alike in the features only, and two alike in all else; a memory of (N, m)."""
+    x = np.array([[1.0, 0, 5, -3], [1, 0.1, -4, 2], [0, 1, 7, 7], [-1, 1, 7, 7.1]], np.float32)
+    rule = foolsgold(summed=summed, features=lambda row: row[:2])
+    state = rule.init(4, jnp.zeros(4))
+    assert state.shape == (4, 2)
+    result, state, info = rule.aggregate(received(x, [3, 2, 1, 0]), state)
+    np.testing.assert_allclose(info["trust"], [0, 0, 1, 1])  # as of GOLD
+    np.testing.assert_allclose(
+        result, np.array([-1, 2, 14, 14.1]) / (1 if summed else 2), rtol=1e-6
+    )
+    np.testing.assert_array_equal(state, x[::-1, :2])
+
+
+@pytest.mark.parametrize("features", [lambda row: row[0], lambda row: (row, row)])
+def test_features_are_a_vector(features) -> None:
+    with pytest.raises(ValueError, match=r"foolsgold needs features that return a vector \(m,\)"):
+        foolsgold(features=features)(GOLD)
 
 
 def test_afa_by_hand() -> None:
@@ -81,18 +101,39 @@ def test_afa_blocks_at_the_sixth_verdict() -> None:
 
 
 def test_contra_by_hand() -> None:
-    """The sheet's cosines, of which a port takes the client's own, 0, where another one is below it."""
-    rule = history.Contra(2, 2)
-    cs = np.array([[history.cosine(a, b) for b in np.float64(GOLD)] for a in np.float64(GOLD)])
-    expected = [0.4975185951, 0.5472704546, 0.4033052501]
-    np.testing.assert_allclose(rule._tau(cs)[:3], expected, rtol=1e-7)
+    """The sheet's values are the port's, which counts a client's own 0 among the k; so the last differs:
+    (.7071067812 - .6332377903) / 2 of the others."""
+    cs = np.array([[history.cosine(a, b) for b in GOLD_64] for a in GOLD_64])
+    tau = history.Contra(2, 2)._tau(cs)
+    np.testing.assert_allclose(tau[:3], [0.4975185951, 0.5472704546, 0.4033052501], rtol=1e-9)
+    np.testing.assert_allclose(tau[3], (0.7071067812 - 0.6332377903) / 2, rtol=1e-8)
+    np.fill_diagonal(cs, 0)
+    port = np.mean(np.sort(cs, axis=1)[:, -2:], axis=1)
+    np.testing.assert_allclose(
+        port, [0.4975185951, 0.5472704546, 0.4033052501, 0.3535533906], rtol=1e-9
+    )
+
+
+def test_contra_lowers_the_reputation_of_the_aligned() -> None:
+    """tau = .4975, .5473, .4033, .0369 for k = 2: at .45 the first two are aligned. The port raises
+    their reputation."""
+    rule = contra(2, threshold=0.45, delta=0.25)
+    state, now = rule.init(4, jnp.zeros(2)), received(GOLD, [0, 1, 2, 3])
+    for reputations in ([0.75, 0.75, 1, 1], [0.5, 0.5, 1, 1]):
+        _, state, info = rule.aggregate(now, state)
+        np.testing.assert_allclose(info["reputation"], reputations)
+    _, _, info = contra(1).aggregate(now, contra(1).init(4, jnp.zeros(2)))
+    # tau = .995 twice, .7071 twice, and cosines of the last two to the first are scaled, but not to
+    # each other: a = .00498, .00498, .2929, .2929, divided by the largest .01698, .99.
+    np.testing.assert_allclose(info["trust"], [0, 0, 1, 1])
 
 
 def test_the_hessian_and_not_its_inverse() -> None:
     """By hand; against the BFGS recursion; in any units."""
     nothing = jnp.zeros((10, 2))
     s, y = nothing.at[-1].set(jnp.array([1.0, 0])), nothing.at[-1].set(jnp.array([2.0, 1]))
-    product = hessian_times(s, y, jnp.int32(1), jnp.ones(2))
+    product, finite = hessian_times(s, y, jnp.int32(1), jnp.ones(2))
+    assert finite
     np.testing.assert_allclose(product, [3, 3.5], rtol=1e-6)  # the inverse gives .4, .2
     rng = np.random.default_rng(0)
     hessian = np.cov(rng.normal(size=(4, 9)))
@@ -103,7 +144,7 @@ def test_the_hessian_and_not_its_inverse() -> None:
     for a, b, c in ((1, 1, 1), (1e-15, -1e-18, 1e-20), (1e10, 1e12, 1e5)):
         s, y = window.copy(), window.copy()
         s[-3:], y[-3:] = a * steps, b * changes
-        result = hessian_times(
+        result, _ = hessian_times(
             *(jnp.asarray(x, jnp.float32) for x in (s, y)),
             jnp.int32(3),
             jnp.asarray(c * v, jnp.float32),
@@ -112,13 +153,35 @@ def test_the_hessian_and_not_its_inverse() -> None:
 
 
 def test_singular_pairs_are_no_disaster() -> None:
-    """Equal steps, as of a linear objective; no pair at all."""
+    """Equal steps, as of a linear objective; no pair at all; and a product beyond the largest float."""
     same = jnp.ones((10, 3))
-    assert np.all(np.isfinite(hessian_times(same, 2 * same, jnp.int32(10), jnp.ones(3))))
-    np.testing.assert_allclose(
-        hessian_times(same, 2 * same, jnp.int32(10), jnp.ones(3)), 2 * np.ones(3), rtol=1e-4
+    product, finite = hessian_times(same, 2 * same, jnp.int32(10), jnp.ones(3))
+    np.testing.assert_allclose(product, 2 * np.ones(3), rtol=1e-4)
+    assert finite
+    product, finite = hessian_times(same, same, jnp.int32(0), jnp.ones(3))
+    np.testing.assert_array_equal(product, 0)
+    assert finite
+    product, finite = hessian_times(1e-20 * same, 1e20 * same, jnp.int32(10), jnp.ones(3))
+    np.testing.assert_array_equal(product, 0)
+    assert not finite
+
+
+def test_fldetector_reports_a_product_that_is_not_finite() -> None:
+    rule = fldetector(window=1)
+    memory = rule.init(3, jnp.zeros(2))._replace(
+        steps=jnp.full((1, 2), 1e-20),
+        changes=jnp.full((1, 2), 1e20),
+        pairs=jnp.int32(1),
+        rows=jnp.array([[1.0, 1], [0, 2], [1, 0]]),
+        seen=jnp.ones(3, bool),
+        round=jnp.int32(1),
     )
-    np.testing.assert_array_equal(hessian_times(same, same, jnp.int32(0), jnp.ones(3)), 0)
+    now = received(np.array([[1, 1], [0, 2], [1, 3]], np.float32), [0, 1, 2])
+    _, _, info = rule.aggregate(now._replace(params=jnp.ones(2)), memory)
+    assert not info["finite"]
+    np.testing.assert_allclose(info["score"], [0, 0, 1])  # predicted from the last rows alone
+    _, _, info = rule.aggregate(now, memory)  # the model has not moved
+    assert info["finite"]
 
 
 def test_distances_to_predictions_by_hand() -> None:
@@ -176,9 +239,10 @@ def rounds(seed: int, number: int = 12) -> list[tuple[np.ndarray, list[int], np.
     return result
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_foolsgold_over_rounds(seed: int) -> None:
-    rule, slow = foolsgold(), history.FoolsGold(4)
+@pytest.mark.parametrize(("seed", "columns"), [(0, None), (1, None), (2, [0, 2, 3])])
+def test_foolsgold_over_rounds(seed: int, columns: list[int] | None) -> None:
+    features = None if columns is None else lambda row: row[np.array(columns)]
+    rule, slow = foolsgold(features=features), history.FoolsGold(4, columns)
     step, state = jax.jit(rule.aggregate), rule.init(9, jnp.zeros(4))
     for x, ids, weights in rounds(seed):
         result, state, info = step(received(x, ids, weights), state)
@@ -186,7 +250,8 @@ def test_foolsgold_over_rounds(seed: int) -> None:
         np.testing.assert_allclose(info["trust"], trust, atol=2e-4)
         np.testing.assert_allclose(result, expected, atol=1e-3)
     for i in range(9):
-        np.testing.assert_allclose(state[i], slow.history.get(i, np.zeros(4)), atol=1e-5)
+        own = slow.history.get(i, np.zeros(state.shape[1]))
+        np.testing.assert_allclose(state[i], own, atol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -259,6 +324,51 @@ def test_fldetector_removes_who_is_inconsistent_for_good() -> None:
         assert list(kept) == [i not in removed for i in ids]
         np.testing.assert_allclose(result, x[kept].mean(axis=0) if kept.any() else 0, atol=1e-5)
     assert found == [8]
+
+
+# --- One client near the largest float ---------------------------------------------------------------
+
+HUGE = 3e38
+
+
+@pytest.mark.parametrize("rule", [foolsgold(), contra(2)], ids=["foolsgold", "contra"])
+def test_an_overflowing_history_does_not_silence_the_others(rule: Aggregator) -> None:
+    """Infinite, it would have no direction, and look like everybody's sybil."""
+    x = np.float32([[HUGE, HUGE, HUGE], [1, 0, 0], [0, 1, 0], [0, 0, -1]])
+    state, now = rule.init(4, jnp.zeros(3)), received(x, [0, 1, 2, 3])
+    _, state, first = rule.aggregate(now, state)
+    for _ in range(2):
+        _, state, info = rule.aggregate(now, state)
+        assert np.all(np.isfinite(jax.tree.leaves(state)[0]))
+        np.testing.assert_allclose(info["trust"], first["trust"], rtol=1e-5)
+    assert np.any(info["trust"][1:] > 0)
+
+
+@pytest.mark.parametrize("huge", [HUGE, 1e30])
+def test_afa_sees_the_others_behind_a_huge_row(huge: float) -> None:
+    """The hand-made rows times 1e-9 lose client 0 also if a huge row falls first."""
+    x = np.concatenate([1e-9 * ADAPTIVE, [[-huge, -huge]]]).astype(np.float32)
+    rule = afa()
+    result, _, info = rule.aggregate(received(x, [*range(8)]), rule.init(8, jnp.zeros(2)))
+    assert (
+        list(np.flatnonzero(info["selected"]))
+        == history.AFA().aggregate(np.float64(x), [*range(8)])[1]
+    )
+    np.testing.assert_allclose(result, [1e-9, 0.0916666667e-9], rtol=1e-5)
+
+
+def test_fldetector_finds_who_jumps_between_the_largest_floats() -> None:
+    """Differences of finite rows overflow, and one NaN would be all scores'."""
+    rule = fldetector(window=3, start=2)
+    step, state = jax.jit(rule.aggregate), rule.init(9, jnp.zeros(4))
+    for t, (x, ids, params) in enumerate(quadratic_rounds(bad=True, number=3)):
+        x[np.array(ids) == 8] = (-1) ** t * HUGE
+        _, state, info = step(received(x, ids)._replace(params=jnp.asarray(params)), state)
+        assert np.all(np.isfinite(info["score"]))
+    assert np.flatnonzero(state.removed).tolist() == [8]  # in the first round with scores
+
+
+# --- Checkpoints -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

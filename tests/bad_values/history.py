@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from bad_values.kinds import Line, boolean, count, fraction, not_negative, number, part, positive
+from bad_values.kinds import (
+    Line,
+    boolean,
+    count,
+    fraction,
+    function,
+    not_negative,
+    number,
+    part,
+    positive,
+)
 
 # fmt: off
 TABLE = {
@@ -15,7 +25,8 @@ TABLE = {
         {"window": count(1), "start": count(), "references": count(2), "base": part(optional=True)},
     ),
     "aggregators.foolsgold": Line(
-        {"summed": True, "kappa": 1.0}, {"summed": boolean(), "kappa": positive()}
+        {"summed": True, "kappa": 1.0},
+        {"summed": boolean(), "kappa": positive(), "features": function(optional=True)},
     ),
     "aggregators.afa": Line(
         {"xi": 2.0, "more": 0.5, "block": 0.95, "prior": 3.0, "on_models": False},

@@ -110,7 +110,7 @@ def test_wrappers_on_eight_devices_equal_one():
     )
 
 
-def test_rules_with_server_data_or_a_memory_of_rows_on_eight_devices_equal_one():
+def test_rules_with_server_data_or_a_memory_on_eight_devices_equal_one():
     task, data = problem()
     held = {name: values[:9] for name, values in data.examples.items()}
 
@@ -121,6 +121,10 @@ def test_rules_with_server_data_or_a_memory_of_rows_on_eight_devices_equal_one()
         aggregators.fair(loss, 0.1, steps=3),
         aggregators.signguard_sim(0.5),
         aggregators.romoa(task, sharpness=1.0),
+        aggregators.afa(),
+        aggregators.foolsgold(summed=False, features=lambda row: row[3:30]),
+        aggregators.contra(3, summed=False),
+        aggregators.fldetector(window=2, start=2),
     )
     sim = fr.Simulation(task, fr.local_sgd(task, 0.1, 4), rule, num_malicious=4)
     both(sim, data, mesh(8))

@@ -16,10 +16,12 @@ Ids = list[int]
 class FoolsGold:
     """Fung et al., Algorithm 1, by the authors' model-independent code."""
 
-    def __init__(self, d: int) -> None:
+    def __init__(self, d: int, columns: list[int] | None = None) -> None:
         self.d, self.history = d, {}
+        self.columns = list(range(d)) if columns is None else columns
 
-    def weights(self, histories: list[Array], kappa: float = 1.0) -> Array:
+    def before_the_logit(self, histories: list[Array]) -> tuple[Array, Array, Array]:
+        """v, the pardoned cosines and a."""
         n = len(histories)
         unit = [unit_vector(h) for h in histories]
         # 1 - |a - b|^2 / 2: the cosine, with the digits that nearly parallel ones leave.
@@ -38,9 +40,11 @@ class FoolsGold:
         a = np.array([min(max(1 - max(pardoned[i]), 0), 1) for i in range(n)])
         if np.max(a, initial=0) > 0:
             a = a / np.max(a)
+        return np.array(v), pardoned, np.where(a >= 1, 0.99, a)
+
+    def weights(self, histories: list[Array], kappa: float = 1.0) -> Array:
         result = []
-        for value in a:
-            value = 0.99 if value >= 1 else value
+        for value in self.before_the_logit(histories)[2]:
             odds = kappa * (math.log(value / (1 - value) + 1e-5) + 0.5)
             result.append(min(max(odds, 0), 1))
         return np.array(result)
@@ -51,7 +55,8 @@ class FoolsGold:
         """The aggregate and the weights (n,) of all rows, 0 for absent ones."""
         rows, _, index = present(updates, weights)
         for row, i in zip(rows, index, strict=True):
-            self.history[ids[i]] = self.history.get(ids[i], np.zeros(self.d)) + row
+            chosen = row[self.columns]
+            self.history[ids[i]] = self.history.get(ids[i], np.zeros(len(chosen))) + chosen
         trust = np.zeros(len(updates))
         if len(rows):
             trust[index] = self.weights([self.history[ids[i]] for i in index])
