@@ -21,8 +21,10 @@ def column(*values: float) -> np.ndarray:
 
 
 def test_the_reference_stands_alone() -> None:
-    """Neither JAX nor the package is imported; every public definition is exported, once."""
-    allowed = {"__future__", "math", "fractions", "collections", "typing", "numpy", "reference"}
+    """Neither JAX nor the package is imported; what is exported is defined, and once. (Some families are
+    used by the name of their file instead.)"""
+    allowed = {"__future__", "collections", "fractions", "itertools", "math", "numpy", "reference"}
+    allowed |= {"scipy", "statistics", "typing"}
     defined: list[str] = []
     for file in Path(ref.__file__).parent.glob("*.py"):
         tree = ast.parse(file.read_text("utf-8"))
@@ -34,7 +36,8 @@ def test_the_reference_stands_alone() -> None:
         if file.name != "rows.py":
             defined += [node.name for node in found if not node.name.startswith("_")]
     rows = {"present", "nasty_matrices", "Array", "Aggregate", "Trigger"}
-    assert sorted(defined) == sorted(set(ref.__all__) - rows)
+    exported = set(ref.__all__) - rows
+    assert sorted(name for name in defined if name in exported) == sorted(exported)
 
 
 # --- Aggregation rules ---------------------------------------------------------------------------

@@ -624,7 +624,11 @@ def test_plot_comparison_shows_every_point(tmp_path, monkeypatch):
 
 def test_plot_heat_map_shows_means(tmp_path):
     """Every cell that has rows, its mean over the seeds, in the order asked for."""
-    errors = {("krum", "none"): (0.1, 0.3), ("krum", "full"): (0.9,), ("median", "none"): (1.0, 1.0)}
+    errors = {
+        ("krum", "none"): (0.1, 0.3),
+        ("krum", "full"): (0.9,),
+        ("median", "none"): (1.0, 1.0),
+    }
     rows = [
         {"rule": rule, "attack": attack, "seed": seed, "error": error}
         for (rule, attack), both in errors.items()

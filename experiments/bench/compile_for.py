@@ -225,8 +225,8 @@ def blocks(rounds: int = 10) -> Iterator[tuple[str, Callable[[], Program]]]:
     yield "LR, gradients of the rule", lambda: block(linear, trimmed, attacks.first_order(3), 8)
     for d in (7852, 7853, 7854):  # 0, 1, 2 modulo the number of chips
         yield f"LR of {d} on 4 chips", lambda d=d: block(Linear(d), trimmed, trim, 8, chips=4)
-    yield "DNN, trimmed mean", lambda: block(dnn, trimmed, trim, 25)
-    yield "DNN, Krum", lambda: block(dnn, aggregators.krum(20), attacks.fang_krum_full(), 25)
+    yield "DNN, trimmed mean", lambda: block(dnn, trimmed, trim, 36)
+    yield "DNN, Krum", lambda: block(dnn, aggregators.krum(20), attacks.fang_krum_full(), 36)
     yield "DNN, mean, 5 steps", lambda: block(dnn, aggregators.mean(), honest, 55, steps=5)
     yield (
         "DNN, mean, 5 steps, 10 at a time",
@@ -237,8 +237,8 @@ def blocks(rounds: int = 10) -> Iterator[tuple[str, Callable[[], Program]]]:
         lambda: block(dnn, trimmed, trim, 50, precision="highest"),
     )
     yield (
-        "DNN, trimmed mean, 1,000 clients",
-        lambda: block(dnn, aggregators.trimmed_mean(200), honest, 25, clients=1000),
+        "DNN, trimmed mean, 1,000 clients, 100 at a time",
+        lambda: block(dnn, aggregators.trimmed_mean(200), honest, 8, clients=1000, chunk=100),
     )
     yield (
         "ResNet20, mean, 100 clients, 10 at a time",
@@ -473,6 +473,8 @@ class Settings:
 
 def main(settings: Settings) -> list[Row]:
     target = TARGETS[settings.target]
+    compiler = "libtpu" if target.hertz else "jax-cuda12-pjrt"
+    versions = {compiler: importlib.metadata.version(compiler), "target": settings.target}
     named: dict[str, Callable[[], Program]] = {
         f"{settings.clients} x {settings.parameters:,}: {name}": lambda program=program: program
         for name, program in rules(settings.clients, settings.parameters)

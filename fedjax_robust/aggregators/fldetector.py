@@ -8,7 +8,8 @@ u = -eta g, both sides of the prediction have the factor -eta, and so has B: it 
 
 with B_t the L-BFGS approximation of the (integrated) Hessian, from the last W differences of global
 models and of aggregates before this round. The paper restarts the training without the clients that it
-found; here they are removed for good, and training goes on. To start again, run again without them.
+found; here they are removed for good, the scores begin anew, and training goes on from the model that
+there is. To start again, run again without them.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class _Memory(NamedTuple):
     scores: Array  # (N, W) its last distances, oldest first
     scored: Array  # (N,) how many there are
     removed: Array  # (N,) bool
-    round: Array  # ()
+    round: Array  # () rounds done
+    quiet: Array  # () of them since the last removal
     base: State
 
 
@@ -53,6 +55,14 @@ def fldetector(
     of two (exact 2-means of numbers) are removed for good. A client that was absent is predicted from
     its last row, and without one has no score. What the rule remembers has no gradient.
 
+    When somebody is removed, all scores are forgotten, and the next removal is ``start`` rounds away at
+    least, as after the paper's restart: shares of a sum that a malicious client dominated and shares
+    without it do not compare, and means of both tell honest clients apart by the rounds they were in.
+
+    Scores are scaled to [0, 1] however close they are, and the test is made in every round, so that in
+    long runs, and if clients take part by turns, which the paper does not have, honest clients are
+    removed, too.
+
     Reports ``selected`` and ``removed`` (n,) bool, ``score`` (n,), 0 for clients without one, and
     ``finite`` () bool, False if B_t (w_t - w_(t-1)) was not and counts as zero.
 
@@ -60,7 +70,7 @@ def fldetector(
 
     Args:
       window: W >= 1.
-      start: the first round in which clients may be removed, >= 0.
+      start: rounds before clients may be removed, from the first or from the last removal on, >= 0.
       references: uniform samples of the gap statistic, >= 2.
       base: the rule for the rows that stay.
 
@@ -92,6 +102,7 @@ def fldetector(
             scored=jnp.zeros(num_clients, jnp.int32),
             removed=jnp.zeros(num_clients, bool),
             round=jnp.int32(0),
+            quiet=jnp.int32(0),
             base=base.init(num_clients, params),
         )
 
@@ -120,7 +131,8 @@ def fldetector(
         own = scores.at[ids].get(mode="fill", fill_value=0)
         score = jnp.where(known, jnp.sum(own, axis=1) / count.astype(own.dtype), 0)
         found = upper_cluster(received.key, score, known, references)
-        found &= memory.round >= start
+        found &= memory.quiet >= start
+        anew = jnp.any(found)
 
         removed = memory.removed.at[jnp.where(found, ids, number)].set(True, mode="drop")
         gone = removed.at[ids].get(mode="fill", fill_value=False)
@@ -143,10 +155,11 @@ def fldetector(
             aggregate=exact,
             rows=memory.rows.at[at_present].set(updates, mode="drop"),
             seen=memory.seen.at[at_present].set(True, mode="drop"),
-            scores=scores,
-            scored=scored,
+            scores=jnp.where(anew, 0, scores),
+            scored=jnp.where(anew, 0, scored),
             removed=removed,
             round=memory.round + 1,
+            quiet=jnp.where(anew, 0, memory.quiet + 1),
             base=inner,
         )
         report = {

@@ -309,21 +309,45 @@ def test_fldetectors_scores_over_rounds() -> None:
 
 
 def test_fldetector_removes_who_is_inconsistent_for_good() -> None:
-    """Who is found first is client 8, and it never comes back. (Scores are scaled to [0, 1], so that
-    later the rule may find clusters among honest clients, too.)"""
+    """Client 8 is found in the first round that may, and never comes back. All scores begin anew: the
+    next round has no others in it, and nobody else is found before ``start`` rounds have passed."""
     rule = fldetector(window=3, start=5)
-    step, state, found = jax.jit(rule.aggregate), rule.init(9, jnp.zeros(4)), None
-    for i, (x, ids, params) in enumerate(quadratic_rounds(bad=True)):
+    step, state = jax.jit(rule.aggregate), rule.init(9, jnp.zeros(4))
+    for i, (x, ids, params) in enumerate(quadratic_rounds(bad=True, number=10)):
         now = received(x, ids)._replace(params=jnp.asarray(params))
         result, state, info = step(now, state)
-        removed = np.flatnonzero(state.removed).tolist()
-        assert not removed or i >= 5
-        found = found or removed
-        assert not found or 8 in removed
+        assert np.flatnonzero(state.removed).tolist() == ([8] if i >= 5 else [])
+        assert state.quiet == (i - 5 if i >= 5 else i + 1)
+        if i == 5:
+            np.testing.assert_array_equal(state.scored, 0)
+            np.testing.assert_array_equal(state.scores, 0)
+        if i == 6:  # one distance each, shares of a sum over the others
+            assert np.sum(info["score"]) == pytest.approx(1, abs=1e-5)
         kept = np.asarray(info["selected"])
-        assert list(kept) == [i not in removed for i in ids]
-        np.testing.assert_allclose(result, x[kept].mean(axis=0) if kept.any() else 0, atol=1e-5)
-    assert found == [8]
+        assert list(kept) == [not (i >= 5 and client == 8) for client in ids]
+        np.testing.assert_allclose(result, x[kept].mean(axis=0), atol=1e-5)
+
+
+def test_fldetector_does_not_part_honest_clients_by_their_rounds() -> None:
+    """Three clients were away while a malicious one had most of the sum. Their shares since it was found
+    are six times those that the others had before; means over both would tell them apart."""
+    rng = np.random.default_rng(0)
+    rule = fldetector(window=4, start=4)
+    step, state = jax.jit(rule.aggregate), rule.init(9, jnp.zeros(4))
+    params, centres = np.zeros(4), rng.normal(size=(9, 4))
+    for t in range(8):
+        away = {5, 6, 7} if 0 < t <= 4 else set()
+        ids = [i for i in range(9) if i not in away]
+        x = -0.1 * (params - centres)
+        x += 0.01 * np.tile(
+            rng.normal(size=4) * [1, -1, 1, -1], (9, 1)
+        )  # the same for all: no cluster
+        x[8] = 3 * rng.normal(size=4)
+        weights = np.array([i in ids for i in range(9)], np.float32)
+        now = received(x.astype(np.float32), [*range(9)], weights)
+        result, state, _ = step(now._replace(params=jnp.asarray(params, jnp.float32)), state)
+        assert np.flatnonzero(state.removed).tolist() == ([8] if t >= 4 else [])
+        params = params + np.asarray(result)
 
 
 # --- One client near the largest float ---------------------------------------------------------------

@@ -56,7 +56,7 @@ def test_every_public_rule_is_in_the_table() -> None:
 # --- Equal to the reference ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("f", "more", "d"), [(0, 0, 3), (1, 3, 40), (3, 0, 1)])
+@pytest.mark.parametrize(("f", "more", "d"), [(0, 0, 3), (1, 3, 40), (3, 0, 2)])
 @every_rule
 def test_equals_the_reference(name: str, f: int, more: int, d: int) -> None:
     rule = RULES[name]
@@ -353,7 +353,7 @@ def test_second_call_does_not_recompile(name: str) -> None:
     ],
 )
 def test_preconditions(make: Callable[[], Aggregator], n: int, message: str) -> None:
-    with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
+    with pytest.raises(ValueError, match="(?m)^" + re.escape(message) + "$"):  # JAX may add a note
         make()(random_matrix(0, n))
 
 

@@ -339,7 +339,7 @@ def test_vmap_over_seeds() -> None:
 )
 def test_preconditions(make, message: str) -> None:
     x, y, _, updates = problem(0)
-    with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
+    with pytest.raises(ValueError, match="(?m)^" + re.escape(message) + "$"):
         make(TASK, {"x": x, "y": y})(updates)
 
 
